@@ -1,0 +1,456 @@
+"""Every knob of an experiment: frozen dataclasses, typed, documented and validated where they are defined.
+
+A class is a block of the YAML file, a field is a key, the docstring under a field is its documentation. The
+loader (`configs/loader.py`) fills them strictly and adds file, line and path to the errors raised here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+class InvalidValueError(ValueError):
+    """A value outside its range. `field` is the key inside the block, dotted for a nested block."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+def require(condition: bool, field: str, reason: str) -> None:
+    """Raise `InvalidValueError(field, reason)` unless the condition holds."""
+    if not condition:
+        raise InvalidValueError(field, reason)
+
+
+def require_positive(block: object, *names: str) -> None:
+    for name in names:
+        value = getattr(block, name)
+        require(value > 0, name, f"must be > 0, got {value}")
+
+
+def require_not_negative(block: object, *names: str) -> None:
+    for name in names:
+        value = getattr(block, name)
+        require(value >= 0, name, f"must be >= 0, got {value}")
+
+
+def require_probability(block: object, *names: str) -> None:
+    for name in names:
+        value = getattr(block, name)
+        require(0 <= value <= 1, name, f"must lie in [0, 1], got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The convolutional backbone."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0"]
+    """Architecture. ResNets are torchvision's; efficientnet_lite0 is the light one for CPUs and drones."""
+    weights: str | None = None
+    """torchvision's enum name (IMAGENET1K_V1), a local file, or null for random weights."""
+    out_strides: tuple[int, ...] = (4, 8, 16, 32)
+    """Strides of the maps handed to the neck, ascending; the first is the finest level of the detector."""
+    frozen_stages: int = 1
+    """-1: nothing frozen, 0: the stem, n: the stem and the first n stages."""
+    batch_norm: Literal["frozen", "trainable"] = "frozen"
+    """frozen: statistics and affine parameters stay as loaded. trainable: ordinary batch normalisation."""
+    base_width: int = 64
+    """Channels of the stem of a ResNet; smaller values scale the whole network."""
+
+    def __post_init__(self) -> None:
+        strides = self.out_strides
+        require(
+            bool(strides) and set(strides) <= {2, 4, 8, 16, 32},
+            "out_strides",
+            f"choose from 2, 4, 8, 16, 32; got {list(strides)}",
+        )
+        require(
+            list(strides) == sorted(set(strides)),
+            "out_strides",
+            f"must ascend without repeats, got {list(strides)}",
+        )
+        lite = self.name == "efficientnet_lite0"
+        require(
+            lite or strides[0] > 2,
+            "out_strides",
+            "a ResNet starts at stride 4; stride 2 needs efficientnet_lite0",
+        )
+        require(-1 <= self.frozen_stages <= 4, "frozen_stages", f"must lie in -1..4, got {self.frozen_stages}")
+        require_positive(self, "base_width")
+        require(not lite or self.base_width == 64, "base_width", "only ResNets have a base width; remove the key")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeckConfig:
+    """1x1 convolutions with GroupNorm; levels beyond the backbone's are stride-2 convolutions."""
+
+    num_levels: int = 5
+    """Feature levels of the transformer; at least the number of backbone.out_strides."""
+    num_groups: int = 32
+    """Groups of GroupNorm; divides hidden_dim."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_levels", "num_groups")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionEncodingConfig:
+    """Sine position encoding of the feature maps."""
+
+    temperature: float = 20.0
+    """20 in DINO, 10000 in Deformable DETR."""
+    offset: float = 0.0
+    """0 in DINO, -0.5 in Deformable DETR."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "temperature")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """An encoder or decoder stack."""
+
+    num_layers: int = 6
+    """Layers of the stack."""
+    num_heads: int = 8
+    """Attention heads; divides hidden_dim."""
+    num_points: int = 4
+    """Sampling points per head and level."""
+    ffn_dim: int = 2048
+    """Hidden width of the feed-forward block."""
+    dropout: float = 0.0
+    """Dropout of attention and feed-forward blocks."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_layers", "num_heads", "num_points", "ffn_dim")
+        require(0 <= self.dropout < 1, "dropout", f"must lie in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """Contrastive denoising queries (DINO only)."""
+
+    num_queries: int = 100
+    """Asked-for positive queries; the group count is max(1, num_queries // most objects of an image)."""
+    label_noise: float = 0.5
+    """A label is redrawn with half this probability."""
+    box_noise: float = 1.0
+    """Corner noise in half box sides."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_queries")
+        require_probability(self, "label_noise")
+        require_not_negative(self, "box_noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class D3QConfig:
+    """The query budget of D3Q: as many queries as the density map asks for."""
+
+    queries_per_object: float = 3.0
+    """Queries per estimated object (t of the paper)."""
+    min_queries: int = 300
+    """Every image gets at least this many."""
+    initial_density: float = 0.1
+    """Density per cell that the untrained map predicts everywhere; 0.1 as published."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "queries_per_object", "min_queries")
+        require(0 < self.initial_density < 1, "initial_density", f"must lie in (0, 1), got {self.initial_density}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The detector."""
+
+    detector: Literal["dino", "deformable_detr"]
+    """The host."""
+    num_classes: int
+    """Foreground classes."""
+    hidden_dim: int = 256
+    """Width of the transformer."""
+    num_queries: int = 900
+    """Query count without D3Q; with D3Q its ceiling."""
+    query_content: Literal["learned", "proposal"] = "learned"
+    """learned: row i of a table for the i-th best proposal. proposal: computed from the proposal box
+    (the Deformable DETR baseline)."""
+    class_agnostic_proposals: bool = False
+    """Rank proposals by their first class channel and train it as "object" (both Deformable DETRs); false
+    ranks by the best class (DINO)."""
+    backbone: BackboneConfig
+    """The convolutional backbone."""
+    neck: NeckConfig = NeckConfig()
+    """Backbone maps to transformer levels."""
+    position_encoding: PositionEncodingConfig = PositionEncodingConfig()
+    """Position encoding of the encoder."""
+    encoder: TransformerConfig = TransformerConfig()
+    """The encoder."""
+    decoder: TransformerConfig = TransformerConfig()
+    """The decoder."""
+    denoising: DenoisingConfig | None = None
+    """Denoising queries; null for none."""
+    d3q: D3QConfig | None = None
+    """The dynamic query budget; null for a fixed number of queries."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_classes", "hidden_dim", "num_queries")
+        require(self.hidden_dim % 4 == 0, "hidden_dim", f"must be divisible by 4, got {self.hidden_dim}")
+        for name, divisor in (
+            ("encoder.num_heads", self.encoder.num_heads),
+            ("decoder.num_heads", self.decoder.num_heads),
+            ("neck.num_groups", self.neck.num_groups),
+        ):
+            require(
+                self.hidden_dim % divisor == 0,
+                name,
+                f"{divisor} does not divide hidden_dim {self.hidden_dim}",
+            )
+        given = len(self.backbone.out_strides)
+        require(
+            self.neck.num_levels >= given,
+            "neck.num_levels",
+            f"{self.neck.num_levels} < {given} backbone.out_strides",
+        )
+        if self.detector == "dino":
+            require(self.query_content == "learned", "query_content", "dino has learned query content only")
+        else:
+            require(self.denoising is None, "denoising", "only dino has denoising queries; set it to null")
+        if self.d3q is not None:
+            floor = self.d3q.min_queries
+            require(
+                floor <= self.num_queries,
+                "d3q.min_queries",
+                f"{floor} exceeds the ceiling num_queries {self.num_queries}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetLossConfig:
+    """Matching costs and losses of one set of predictions (decoder layers, or encoder proposals)."""
+
+    classification: Literal["softmax", "focal"]
+    """softmax: cross-entropy over the classes and "no object". focal: sigmoid focal loss per class."""
+    class_cost: float
+    """Weight of the classification cost in the matching."""
+    class_weight: float
+    """Weight of the classification loss."""
+    box_weight: float
+    """Weight of the box distance, in the matching and in the loss."""
+    giou_weight: float = 2.0
+    """Weight of the generalised IoU, in the matching and in the loss."""
+    no_object_weight: float = 0.1
+    """Class weight of "no object" (softmax only)."""
+    alpha: float = 0.25
+    """Focal loss: share of the positives."""
+    gamma: float = 2.0
+    """Focal loss: exponent of the modulating factor."""
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "class_cost", "class_weight", "box_weight", "giou_weight", "gamma")
+        require_probability(self, "no_object_weight", "alpha")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionConfig:
+    """Losses."""
+
+    box_distance: Literal["l1", "log_size_l1"]
+    """l1: of (cx, cy, w, h). log_size_l1: D3Q's, with logarithmic sizes."""
+    decoder: SetLossConfig
+    """Decoder layers and denoising queries."""
+    encoder: SetLossConfig
+    """Encoder proposals."""
+    encoder_tokens: Literal["all", "selected"] = "all"
+    """Proposals in the encoder loss: every token, or the selected queries only (the DINO baseline)."""
+    decoder_normalizer: Literal["batch", "image"] = "batch"
+    """batch: losses divided by the batch's positives. image: by each image's, then averaged (Deformable
+    D3Q)."""
+    drop_off_centre_matches: bool = False
+    """Un-assign a matched prediction whose centre lies outside its object (the Deformable DETR baseline)."""
+    density_weight: float = 1.0
+    """Weight of the density loss; without model.d3q there is none."""
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "density_weight")
+        focal = self.encoder.classification == "focal"
+        require(
+            focal,
+            "encoder.classification",
+            "the encoder scores are sigmoids in every published system: focal",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityConfig:
+    """Switches between published and mended behaviour."""
+
+    density_merge: Literal["max", "sum"] = "max"
+    """Overlapping objects in the density target: max as published (loses mass in crowds), sum conserves
+    it."""
+    mask_denoising_padding: bool = False
+    """Hide the empty denoising slots of an image with fewer objects than its mates; false as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """One split of the data set; paths relative to data.root."""
+
+    annotations: str
+    """COCO JSON file."""
+    images: str
+    """Folder of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Data set and augmentation."""
+
+    root: str
+    """Folder of the data set, relative to the working directory."""
+    train: SplitConfig
+    """Training split."""
+    val: SplitConfig
+    """Evaluation split."""
+    image_size: tuple[int, int] = (800, 800)
+    """(height, width) that images are scaled to fit, keeping their aspect ratio."""
+    crop_size: tuple[int, int] | None = None
+    """(height, width) of a random training crop after scaling; null for whole images."""
+    flip_prob: float = 0.5
+    """Probability of a horizontal flip in training."""
+    vertical_flip_prob: float = 0.0
+    """Probability of a vertical flip in training; overhead images allow it."""
+    brightness: float = 0.0
+    """Random brightness and contrast change in training, as a share; 0 for none."""
+    drop_empty: bool = False
+    """Leave images without objects out of training (the published setting)."""
+    on_bad_annotation: Literal["error", "skip"] = "error"
+    """A broken box stops the run, or is left out and counted."""
+    batch_size: int = 1
+    """Images per process and step."""
+    num_workers: int = 2
+    """Loader processes per training process; 0 loads in the training process."""
+    mean: tuple[float, float, float] | None = None
+    """RGB mean of the input in [0, 1]; null follows the backbone's weights."""
+    std: tuple[float, float, float] | None = None
+    """RGB standard deviation of the input in [0, 1]; null follows the backbone's weights."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_size")
+        require_not_negative(self, "num_workers", "brightness")
+        require_probability(self, "flip_prob", "vertical_flip_prob")
+        require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")
+        if self.crop_size is not None:
+            require(min(self.crop_size) >= 16, "crop_size", f"sides must be >= 16 px, got {list(self.crop_size)}")
+        require((self.mean is None) == (self.std is None), "std", "give mean and std together, or neither")
+        require(self.std is None or min(self.std) > 0, "std", f"must be > 0, got {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-4
+    """Learning rate; never scaled by the batch size."""
+    backbone_lr_factor: float = 0.1
+    """Learning rate factor of the backbone."""
+    sampling_offsets_lr_factor: float = 1.0
+    """Learning rate factor of the sampling-offset layers (0.1 in Deformable DETR)."""
+    weight_decay: float = 1e-4
+    """Weight decay of every parameter."""
+    clip_grad_norm: float = 0.1
+    """Largest gradient norm; 0 for no clipping."""
+    epochs: int = 24
+    """Passes over the training set."""
+    lr_drop_epochs: tuple[int, ...] = ()
+    """The learning rate is multiplied by lr_drop_factor after each of these epochs."""
+    lr_drop_factor: float = 0.1
+    """Factor of each drop."""
+    warmup_steps: int = 0
+    """Linear warm-up of the learning rate over the first steps."""
+    processes: int | None = None
+    """Number of processes that lr was chosen for; another number is reported, lr stays."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "lr", "epochs", "lr_drop_factor")
+        require_not_negative(
+            self,
+            "backbone_lr_factor",
+            "sampling_offsets_lr_factor",
+            "weight_decay",
+            "clip_grad_norm",
+            "warmup_steps",
+        )
+        require(self.processes is None or self.processes > 0, "processes", f"must be > 0, got {self.processes}")
+        bad = [epoch for epoch in self.lr_drop_epochs if epoch < 1]
+        require(not bad, "lr_drop_epochs", f"must be >= 1, got {bad}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation during and after training."""
+
+    protocol: Literal["aitod", "coco"] = "aitod"
+    """Metric definition."""
+    max_detections: int = 1500
+    """Largest number of detections per image and class that count."""
+    every_epochs: int = 4
+    """Evaluate after every so many epochs, and after the last one."""
+    gallery_images: int = 8
+    """Images drawn per evaluation; 0 for none."""
+    gallery_score: float = 0.3
+    """Predictions below this score are not drawn."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_detections", "every_epochs")
+        require_not_negative(self, "gallery_images")
+        require_probability(self, "gallery_score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How a run is executed."""
+
+    seed: int = 0
+    """Seed of weights, shuffling, augmentation and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Autocast type of the network; boxes, costs and losses stay float32."""
+    num_threads: int = 0
+    """CPU threads of torch per process; 0 leaves torch's choice."""
+    log_every: int = 50
+    """Steps between two log lines and metric records."""
+    output_dir: str | None = None
+    """Run folder; null: runs/<name of the config file>."""
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "seed", "num_threads")
+        require_positive(self, "log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment."""
+
+    model: ModelConfig
+    """The detector."""
+    criterion: CriterionConfig
+    """Losses."""
+    fidelity: FidelityConfig = FidelityConfig()
+    """Published or mended behaviour."""
+    data: DataConfig
+    """Data set and augmentation."""
+    optim: OptimConfig = OptimConfig()
+    """AdamW and its schedule."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Execution."""
+    init_from: str | None = None
+    """Checkpoint whose weights start the training; null for none."""
+    reset_head: bool = False
+    """With init_from: leave class heads of another size at their initial values instead of refusing."""
+
+    def __post_init__(self) -> None:
+        require(not self.reset_head or self.init_from is not None, "reset_head", "needs init_from")

@@ -1,0 +1,20 @@
+"""D3Q: as many object queries as a density map asks for, and a box loss for tiny objects. Needs torch alone.
+
+Source: Ye et al., Density-Aware DETR With Dynamic Query for End-to-End Tiny Object Detection, JSTARS 2025.
+"""
+
+from d3q.density_branch import DensityBranch, count_objects
+from d3q.density_loss import DensityLoss, density_focal_loss, density_target
+from d3q.dynamic_query import DensityBudget, query_count
+from d3q.tiny_box import LogSizeL1
+
+__all__ = [
+    "DensityBranch",
+    "DensityBudget",
+    "DensityLoss",
+    "LogSizeL1",
+    "count_objects",
+    "density_focal_loss",
+    "density_target",
+    "query_count",
+]

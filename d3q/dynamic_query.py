@@ -1,0 +1,53 @@
+"""Objects per image -> query count per image."""
+
+import torch
+from torch import Tensor, nn
+
+from d3q.density_branch import DensityBranch, count_objects
+
+
+def query_count(objects: Tensor, *, queries_per_object: float, min_queries: int, max_queries: int) -> Tensor:
+    """Queries for an estimated number of objects; the estimate is rounded half to even first, as published.
+
+    objects    (B,)  estimated objects per image, >= 0
+    returns    (B,)  int64 in [min_queries, max_queries]
+
+    Source: Ye et al., D3Q, JSTARS 2025, dynamic query.
+    """
+    queries = torch.ceil(objects.double().round() * queries_per_object)
+    return queries.clamp(min_queries, max_queries).long()
+
+
+class DensityBudget(nn.Module):
+    """The query budget of D3Q: a density map sets the number of queries of each image.
+
+    density_branch       (B, D, H, W) -> (B, 1, H, W)
+    queries_per_object   queries per estimated object
+    min_queries          floor of every image
+    max_queries          ceiling of every image
+    """
+
+    def __init__(
+        self, *, density_branch: DensityBranch, queries_per_object: float, min_queries: int, max_queries: int
+    ) -> None:
+        super().__init__()
+        self.density_branch = density_branch
+        self.queries_per_object = queries_per_object
+        self.min_queries = min_queries
+        self.max_queries = max_queries
+
+    def forward(self, feature_map: Tensor, padding_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, D, H, W), (B, H, W) -> num_queries (B,) int64; aux with `density_map` and `predicted_count` (B,).
+
+        The count reads the whole map, padding included (published); the mask is part of the seam. The count is
+        not differentiable: the density learns from its own loss alone.
+        """
+        density_map = self.density_branch(feature_map)
+        predicted_count = count_objects(density_map.detach())
+        num_queries = query_count(
+            predicted_count,
+            queries_per_object=self.queries_per_object,
+            min_queries=self.min_queries,
+            max_queries=self.max_queries,
+        )
+        return num_queries, {"density_map": density_map, "predicted_count": predicted_count}

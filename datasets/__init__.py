@@ -1,0 +1,1 @@
+"""Data: COCO files to batches, joint transforms, samplers, and procedural scenes."""

@@ -1,0 +1,86 @@
+"""Config -> data sets and loaders."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from configs.schema import DataConfig, SplitConfig
+from datasets.coco import CocoDetection
+from datasets.collate import collate
+from datasets.samplers import EvalSampler, TrainSampler
+from datasets.structures import Batch, DataError
+from datasets.transforms import (
+    ColorJitter,
+    Compose,
+    Normalize,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomVerticalFlip,
+    Resize,
+    Transform,
+)
+
+
+def build_dataset(data: DataConfig, *, training: bool, seed: int) -> CocoDetection:
+    """The training or the evaluation split. Raises DataError."""
+    root = Path(data.root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such data root; make or fetch the data set, or set data.root")
+    split: SplitConfig = data.train if training else data.val
+    dataset = CocoDetection(
+        annotations=root / split.annotations,
+        images_root=root / split.images,
+        transforms=_build_transforms(data, training=training),
+        training=training,
+        seed=seed,
+        on_bad_annotation=data.on_bad_annotation,
+        drop_empty=training and data.drop_empty,
+    )
+    dataset.check_files()
+    return dataset
+
+
+def build_train_loader(
+    dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, seed: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """Batches in an order that follows from (seed, epoch); its `batch_sampler` is a TrainSampler."""
+    sampler = TrainSampler(
+        num_images=len(dataset), batch_size=data.batch_size, rank=rank, world_size=world_size, seed=seed
+    )
+    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(data, pin_memory=pin_memory))
+
+
+def build_eval_loader(
+    dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """Each image exactly once over all processes."""
+    sampler = EvalSampler(num_images=len(dataset), rank=rank, world_size=world_size)
+    options = _loader_options(data, pin_memory=pin_memory)
+    return DataLoader(dataset, sampler=sampler, batch_size=data.batch_size, **options)
+
+
+def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict:
+    return {
+        "num_workers": data.num_workers,
+        "collate_fn": collate,
+        "pin_memory": pin_memory,
+        "persistent_workers": data.num_workers > 0,
+        # Its own generator: loading never touches the random numbers of the model.
+        "generator": torch.Generator().manual_seed(0),
+    }
+
+
+def _build_transforms(data: DataConfig, *, training: bool) -> Compose:
+    if data.mean is None or data.std is None:
+        raise ValueError("data.mean and data.std are not resolved")
+    transforms: list[Transform] = [Resize(size=data.image_size)]
+    if training:
+        if data.crop_size is not None:
+            transforms.append(RandomCrop(size=data.crop_size))
+        transforms.append(RandomHorizontalFlip(p=data.flip_prob))
+        if data.vertical_flip_prob > 0:
+            transforms.append(RandomVerticalFlip(p=data.vertical_flip_prob))
+        if data.brightness > 0:
+            transforms.append(ColorJitter(strength=data.brightness))
+    return Compose([*transforms, Normalize(mean=data.mean, std=data.std)])

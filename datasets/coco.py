@@ -1,0 +1,189 @@
+"""The one data set class: a COCO annotation file and a folder of images -> (image, Target)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.annotations import BadAnnotationPolicy, read_annotations
+from datasets.images import read_image
+from datasets.statistics import DatasetStatistics, summarise
+from datasets.structures import DataError, GroundTruth, SampleKey, Target
+from datasets.transforms import Sample, Transform
+
+
+class CocoDetection(Dataset[tuple[Tensor, Target]]):
+    """Images with boxes from one COCO detection file.
+
+    annotations        the JSON file
+    images_root        folder that its file_names are relative to
+    transforms         (Sample, rng) -> Sample; the last one must make the image a tensor
+    training           a zero-area box is a bad annotation; evaluation keeps it, as official evaluators do
+    seed               augmentation is a function of (seed, epoch, image id): workers and ranks do not matter
+    on_bad_annotation  "error" | "skip": what a wrong annotation leads to; `skipped` counts those left out
+    drop_empty         leave out images without a usable object, as published; not in evaluation
+
+    Targets hold the usable objects, clipped to the image: crowds, ignored boxes, boxes below 1 px and boxes
+    outside the image are left out, as published, and counted in `dropped`. `ground_truth` has everything, as in
+    the file. Labels are contiguous, in the order of the category ids. Annotation ids play no part.
+
+    raises DataError at construction for a file that cannot be used, at `dataset[key]` for an unusable image.
+    """
+
+    def __init__(
+        self,
+        *,
+        annotations: Path,
+        images_root: Path,
+        transforms: Transform,
+        training: bool,
+        seed: int = 0,
+        on_bad_annotation: BadAnnotationPolicy = "error",
+        drop_empty: bool = False,
+    ) -> None:
+        if drop_empty and not training:
+            raise ValueError("drop_empty is for training only: an evaluation must see every image")
+        if not images_root.is_dir():
+            raise DataError(f"{images_root}: no such images folder; make or fetch the data set, or set data.root")
+        self.images_root, self.transforms, self.seed = images_root, transforms, seed
+        self.table = read_annotations(annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training)
+        self.skipped = self.table.skipped
+        self._corners, self._usable, self.dropped = self._find_usable()
+        usable_before = np.concatenate([[0], np.cumsum(self._usable)])
+        usable_per_image = np.diff(usable_before[self.table.first_object])
+        if training and not self._usable.any():
+            raise DataError(
+                f"{annotations}: no usable object in {len(self.table.image_ids)} images (left out: "
+                f"{self.dropped | self.skipped}); there is nothing to learn, check annotations"
+            )
+        self._positions = np.nonzero(usable_per_image > 0)[0] if drop_empty else np.arange(len(usable_per_image))
+        self.objects_per_image = usable_per_image[self._positions]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Class names; label k is categories[k]."""
+        return self.table.categories
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, Target]:
+        """Image (3, h, w) float32 and its Target; a plain int is a key of epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        position, objects = self._locate(index)
+        usable = np.arange(objects.start, objects.stop)[self._usable[objects]]
+        image_id = int(self.table.image_ids[position])
+        sample = Sample(
+            image=self.read_image(index),
+            boxes=torch.from_numpy(self._corners[usable].astype(np.float32)),
+            labels=torch.from_numpy(self.table.labels[usable]),
+        )
+        sample = self.transforms(sample, np.random.default_rng((self.seed, epoch, image_id)))
+        if not isinstance(sample.image, Tensor):
+            raise TypeError("transforms gave no tensor: end them with Normalize")
+        height, width = sample.image.shape[-2:]
+        original_height, original_width = self.table.sizes[position].tolist()
+        target = Target(
+            boxes_xyxy=sample.boxes,
+            labels=sample.labels,
+            image_id=image_id,
+            size=(height, width),
+            original_size=(original_height, original_width),
+        )
+        return sample.image, target
+
+    def read_image(self, index: int) -> Image.Image:
+        """The image file as it is, RGB."""
+        position, _ = self._locate(index)
+        entry = f"{self.table.path}: images[{position}] (id {self.table.image_ids[position]})"
+        height, width = self.table.sizes[position].tolist()
+        return read_image(self.path(index), size=(height, width), entry=entry)
+
+    def path(self, index: int) -> Path:
+        return self.images_root / str(self.table.file_names[self._positions[index]])
+
+    def ground_truth(self, index: int) -> GroundTruth:
+        """The image's objects as in the file: nothing clipped, nothing dropped but what `skipped` counts."""
+        position, objects = self._locate(index)
+        return GroundTruth(
+            image_id=int(self.table.image_ids[position]),
+            boxes=self.table.boxes[objects],
+            labels=self.table.labels[objects],
+            areas=self.table.areas[objects],
+            crowd=self.table.crowd[objects],
+        )
+
+    def check_files(self) -> None:
+        """Look for every image file, one directory listing per folder; decode none.
+
+        raises DataError that counts the missing ones and lists up to five
+        """
+        listings: dict[Path, set[str]] = {}
+        missing = []
+        for index in range(len(self)):
+            path = self.path(index)
+            if path.parent not in listings:
+                listings[path.parent] = _files_in(path.parent)
+            if path.name not in listings[path.parent]:
+                missing.append(path)
+        if not missing:
+            return
+        similar = {name.lower(): name for name in listings[missing[0].parent]}.get(missing[0].name.lower())
+        hint = f"; {similar} exists: names are case-sensitive" if similar else ""
+        raise DataError(
+            f"{self.table.path}: {len(missing)} of {len(self)} image files are missing, for example "
+            f"{', '.join(map(str, missing[:5]))}{hint}; fetch them, or set data.root and the images folder"
+        )
+
+    def statistics(self) -> DatasetStatistics:
+        """Counts and sizes of the usable objects, clipped, before any transform."""
+        corners = self._corners[self._usable]
+        return summarise(
+            objects_per_image=self.objects_per_image,
+            box_sizes=corners[:, 2:] - corners[:, :2],
+            labels=self.table.labels[self._usable],
+            categories=self.categories,
+        )
+
+    def _locate(self, index: int) -> tuple[int, slice]:
+        """Position in the table and the image's objects there."""
+        position = int(self._positions[index])
+        return position, slice(*self.table.first_object[position : position + 2].tolist())
+
+    def _find_usable(self) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        """-> xyxy px clipped to the image (N, 4), usable (N,) bool, and why the others are not.
+
+        Source: mmdet CocoDataset.parse_data_info and Resize's clipping.
+        """
+        table = self.table
+        sizes = np.repeat(table.sizes, np.diff(table.first_object), axis=0)
+        low, high = table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]
+        limits = sizes[:, ::-1]
+        reasons = {
+            "crowd": table.crowd,
+            "ignored": table.ignored,
+            "below_one_pixel": (table.boxes[:, 2:] < 1).any(axis=1) | (table.areas <= 0),
+            # A sliver below 0.01 px would have zero width in float32.
+            "outside_image": (np.minimum(high, limits) - np.maximum(low, 0) < 0.01).any(axis=1),
+        }
+        usable = np.ones(len(table.boxes), dtype=bool)
+        dropped = {}
+        for reason, found in reasons.items():
+            dropped[reason] = int((found & usable).sum())
+            usable &= ~found
+        corners = np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)], axis=1)
+        return corners, usable, {reason: count for reason, count in dropped.items() if count}
+
+
+def _files_in(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()

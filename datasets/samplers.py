@@ -1,0 +1,74 @@
+"""Which image goes to which process, and when: a function of (seed, epoch, rank) and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from datasets.structures import SampleKey
+
+
+def _check_ranks(num_images: int, rank: int, world_size: int) -> None:
+    if num_images < 0:
+        raise ValueError(f"num_images {num_images} is negative")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in 0..{world_size - 1} (world_size {world_size})")
+
+
+class TrainSampler(Sampler[list[SampleKey]]):
+    """Batch sampler for training: `DataLoader(dataset, batch_sampler=TrainSampler(...))`.
+
+    Each epoch is one permutation from (seed, epoch). Where it does not divide by world_size it wraps around:
+    its first images come again, so every rank sees ceil(num_images / world_size) images and has the same
+    batches in number and size. Apart from those repeats the ranks are disjoint, and no image is left out. The
+    last batch may be smaller. A set smaller than world_size is repeated as often as needed.
+
+    The epoch travels inside every key, so persistent workers see it too.
+    """
+
+    def __init__(self, *, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0) -> None:
+        _check_ranks(num_images, rank, world_size)
+        if num_images == 0:
+            raise ValueError("num_images is 0: nothing to train on")
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} is below 1")
+        self.num_images, self.batch_size = num_images, batch_size
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation; call it before each epoch, also after a resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        images_per_rank = -(-self.num_images // self.world_size)
+        return -(-images_per_rank // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images)
+        images_per_rank = -(-self.num_images // self.world_size)
+        order = np.resize(order, images_per_rank * self.world_size)  # wraps around
+        mine = order[self.rank :: self.world_size].tolist()
+        for start in range(0, len(mine), self.batch_size):
+            yield [SampleKey(self.epoch, index) for index in mine[start : start + self.batch_size]]
+
+
+class EvalSampler(Sampler[int]):
+    """Sampler for evaluation: each image exactly once over all ranks, nothing repeated.
+
+    Ranks may differ by one image (and get none at all from a small set), so a loop over it must not hold a
+    collective operation per batch.
+    """
+
+    def __init__(self, *, num_images: int, rank: int = 0, world_size: int = 1) -> None:
+        _check_ranks(num_images, rank, world_size)
+        self.indices = range(rank, num_images, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)

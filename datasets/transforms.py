@@ -1,0 +1,177 @@
+"""Joint transforms of image and boxes: small callables (sample, rng) -> sample.
+
+Boxes stay xyxy in pixels of the current image until the dataset makes the Target. Pixel i covers [i, i + 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with its objects, on the way through the transforms.
+
+    image   PIL RGB image; after Normalize a (3, H, W) float32 tensor
+    boxes   (N, 4)  float32 xyxy, px
+    labels  (N,)    int64
+    """
+
+    image: Image.Image | Tensor
+    boxes: Tensor
+    labels: Tensor
+
+    @property
+    def picture(self) -> Image.Image:
+        """The PIL image; an error once Normalize has made it a tensor."""
+        if isinstance(self.image, Tensor):
+            raise TypeError("this transform needs a PIL image: put it before Normalize")
+        return self.image
+
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+def clip_boxes(boxes: Tensor, *, height: int, width: int) -> Tensor:
+    """(N, 4) xyxy px -> the same, clipped to [0, width] x [0, height]."""
+    limit = boxes.new_tensor([width, height, width, height])
+    return boxes.clamp(min=0).minimum(limit)
+
+
+def resized_shape(height: int, width: int, *, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image fitted inside `size` (unordered: long side to long side), ratio kept.
+
+    Source: mmcv.imrescale; a side never falls below 1 px.
+    """
+    scale = min(max(size) / max(height, width), min(size) / min(height, width))
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+class Compose:
+    """Apply transforms one after the other, all from the same random stream."""
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = tuple(transforms)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        for transform in self.transforms:
+            sample = transform(sample, rng)
+        return sample
+
+
+class Resize:
+    """Fit the image inside `size` (h, w), ratio kept, bilinear; boxes follow per axis and are clipped.
+
+    Differs from the reference: Pillow's bilinear filter averages when it shrinks (OpenCV's samples, and loses
+    objects of a few pixels); images that already fit exactly are the same.
+    """
+
+    def __init__(self, *, size: tuple[int, int]) -> None:
+        if min(size) < 1:
+            raise ValueError(f"size {size} has a side below 1 px")
+        self.size = size
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        image = sample.picture
+        height, width = resized_shape(image.height, image.width, size=self.size)
+        factor_x, factor_y = width / image.width, height / image.height
+        boxes = sample.boxes * sample.boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
+        if (height, width) != (image.height, image.width):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return replace(sample, image=image, boxes=clip_boxes(boxes, height=height, width=width))
+
+
+class RandomHorizontalFlip:
+    """Mirror left and right with probability p."""
+
+    def __init__(self, *, p: float) -> None:
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        x0, y0, x1, y1 = sample.boxes.unbind(-1)
+        width = sample.picture.width
+        return replace(
+            sample,
+            image=sample.picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+            boxes=torch.stack([width - x1, y0, width - x0, y1], dim=-1),
+        )
+
+
+class RandomVerticalFlip:
+    """Mirror top and bottom with probability p."""
+
+    def __init__(self, *, p: float) -> None:
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        x0, y0, x1, y1 = sample.boxes.unbind(-1)
+        height = sample.picture.height
+        return replace(
+            sample,
+            image=sample.picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+            boxes=torch.stack([x0, height - y1, x1, height - y0], dim=-1),
+        )
+
+
+class RandomCrop:
+    """Cut a window of at most `size` (h, w) at a random place; an axis shorter than it stays whole.
+
+    A box is kept when its centre lies in the window; it is clipped, and dropped below 1 px per side.
+    """
+
+    def __init__(self, *, size: tuple[int, int]) -> None:
+        if min(size) < 1:
+            raise ValueError(f"size {size} has a side below 1 px")
+        self.size = size
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        image = sample.picture
+        height, width = min(self.size[0], image.height), min(self.size[1], image.width)
+        top = int(rng.integers(0, image.height - height + 1))
+        left = int(rng.integers(0, image.width - width + 1))
+        boxes = sample.boxes - sample.boxes.new_tensor([left, top, left, top])
+        centre_x, centre_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+        keep = (centre_x >= 0) & (centre_x < width) & (centre_y >= 0) & (centre_y < height)
+        boxes = clip_boxes(boxes, height=height, width=width)
+        keep &= (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)
+        return Sample(
+            image=image.crop((left, top, left + width, top + height)),
+            boxes=boxes[keep],
+            labels=sample.labels[keep],
+        )
+
+
+class ColorJitter:
+    """Scale brightness and contrast, each by a factor from [1 - strength, 1 + strength]."""
+
+    def __init__(self, *, strength: float) -> None:
+        if not 0 <= strength < 1:
+            raise ValueError(f"strength {strength} is not in [0, 1)")
+        self.strength = strength
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        brightness, contrast = rng.uniform(1 - self.strength, 1 + self.strength, size=2)
+        image = ImageEnhance.Brightness(sample.picture).enhance(brightness)
+        return replace(sample, image=ImageEnhance.Contrast(image).enhance(contrast))
+
+
+class Normalize:
+    """PIL image -> (3, H, W) float32 tensor, (value / 255 - mean) / std per channel; the last transform."""
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        pixels = torch.from_numpy(np.array(sample.picture, dtype=np.uint8)).permute(2, 0, 1)
+        return replace(sample, image=((pixels.float() / 255 - self.mean) / self.std).contiguous())

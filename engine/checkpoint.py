@@ -1,0 +1,140 @@
+"""Checkpoints: everything a run needs to go on, written whole or not at all, read without executing anything."""
+
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT = 1
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be read, or does not fit."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run at the end of an epoch. Tensors and plain values only."""
+
+    model: dict[str, Tensor]
+    """State dict of the detector"""
+    config: str
+    """The resolved config as YAML"""
+    categories: list[str]
+    """Class names, in the order of the labels"""
+    epoch: int
+    """Finished epochs"""
+    step: int
+    """Finished optimiser steps"""
+    optimizer: dict[str, Any]
+    """State dict"""
+    scaler: dict[str, Any]
+    """State dict of the gradient scaler; empty without float16"""
+    random_states: list[Tensor]
+    """Random number state of each process"""
+    best_score: float
+    """Best evaluation so far; -1 before the first"""
+    evaluated: bool
+    """Whether this epoch's evaluation is done"""
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write beside the old file, then replace it: a killed process leaves the old one whole."""
+    content = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint of this project. Raises CheckpointError."""
+    content = read_archive(path)
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        found = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {found}. "
+            "Weights of other projects need conversion first"
+        )
+    names = [field.name for field in fields(Checkpoint)]
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
+    return Checkpoint(**{name: content[name] for name in names})
+
+
+def read_archive(path: Path) -> Any:
+    """Tensors and plain values of a torch file; every byte is checked, nothing is executed.
+
+    Raises CheckpointError for a missing, truncated or damaged file, or one with other objects inside.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself does not notice a flipped byte
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path}: not readable as a checkpoint ({reason}); take an earlier one") from error
+    raise CheckpointError(f"{path}: damaged (part {damaged}); take an earlier one")
+
+
+def load_weights(detector: nn.Module, state: Mapping[str, Tensor], *, source: str, reset: bool = False) -> list[str]:
+    """Copy a state dict into the detector; every tensor must find its place.
+
+    reset     tensors that the file lacks or has in another shape keep their initial values (class heads of
+              another data set, a longer query table); a table that only differs in its number of rows takes the
+              rows that both have. Tensors that the detector lacks are left out
+    returns   names that kept initial values, wholly or in part
+
+    Raises CheckpointError with counts and the first ten names.
+    """
+    own = detector.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    mismatched = [name for name in own if name in state and state[name].shape != own[name].shape]
+    if (missing or unexpected or mismatched) and not reset:
+        first = ", ".join((missing + unexpected + mismatched)[:10])
+        raise CheckpointError(
+            f"{source}: another architecture: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
+            f"{len(mismatched)} of another shape; first: {first}. Use the config it was trained with, or "
+            "init_from with reset_head: true to start from what fits"
+        )
+    if len(missing) + len(mismatched) == len(own):
+        raise CheckpointError(f"{source}: not one of its {len(state)} tensors fits the detector")
+    loaded = {name: value for name, value in state.items() if name in own and name not in mismatched}
+    for name in mismatched:
+        theirs, ours = state[name], own[name]
+        if name.endswith(QUERY_TABLES) and theirs.shape[1:] == ours.shape[1:]:
+            rows = min(len(theirs), len(ours))
+            loaded[name] = torch.cat([theirs[:rows], ours[rows:]])
+    detector.load_state_dict(loaded, strict=False)
+    return missing + mismatched
+
+
+QUERY_TABLES = ("content_queries.weight", "query_maker.content.weight")
+
+
+def random_state(device: torch.device) -> Tensor:
+    """State of the random number generators of this process: CPU, then its GPU."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
+def restore_random_state(state: Tensor, device: torch.device) -> None:
+    """Undo of `random_state`."""
+    length = len(torch.get_rng_state())
+    torch.set_rng_state(state[:length])
+    if device.type == "cuda" and len(state) > length:
+        torch.cuda.set_rng_state(state[length:], device)

@@ -1,0 +1,176 @@
+"""Evaluation: every image once, on however many processes; metrics, count errors, pictures."""
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.count_metrics import count_metrics
+from engine.detection_metrics import DetectionMetrics, ImageRecord, evaluate
+from engine.detection_metrics import Protocol as MetricProtocol
+from engine.distributed import Processes, gather_rows
+from engine.train import TrainingBatch, autocast
+
+
+class ObjectRecord(Protocol):
+    """The objects of one image as its annotation file has them; boxes (N, 4) xywh px."""
+
+    image_id: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What the detector said of one image."""
+
+    image_id: int
+    boxes: Tensor
+    """(N, 4) xyxy px of the file"""
+    scores: Tensor
+    """(N,) descending"""
+    labels: Tensor
+    """(N,)"""
+    num_queries: int
+    predicted_count: float | None
+    """None without a density map"""
+    density_map: Tensor | None
+    """(H, W) objects per cell, of the padded network input"""
+    density_extent: tuple[float, float]
+    """Share (height, width) of the map that the image covers"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of an evaluation; the same on every process, but for the pictures."""
+
+    metrics: DetectionMetrics
+    counts: dict[str, float]
+    seconds_per_image: float
+    """Forward pass and postprocessing, batch time over batch size, mean over the images of this process"""
+    peak_memory_mb: float
+    """GPU memory where there is one, otherwise the largest resident size of the process"""
+    pictures: list[ImagePrediction]
+    """Predictions of the wanted images that this process had"""
+
+
+@torch.inference_mode()
+def predict_batches(
+    detector: nn.Module,
+    postprocess: Callable[..., Sequence[Any]],
+    batches: Iterable[TrainingBatch],
+    *,
+    device: torch.device,
+    amp: str,
+) -> Iterator[tuple[list[ImagePrediction], float]]:
+    """Predictions on the CPU and seconds, batch by batch."""
+    detector.eval()
+    for batch in batches:
+        start = time.perf_counter()
+        batch = batch.to(device, non_blocking=True)
+        with autocast(device, amp):
+            output = detector(batch.images, batch.padding_mask)
+        sizes = [target.size for target in batch.targets]
+        detections = postprocess(output, sizes, [target.original_size for target in batch.targets])
+        density_map, predicted_count = output.aux.get("density_map"), output.aux.get("predicted_count")
+        height, width = batch.images.shape[-2:]
+        yield [
+            ImagePrediction(
+                image_id=target.image_id,
+                boxes=found.boxes.cpu(),
+                scores=found.scores.cpu(),
+                labels=found.labels.cpu(),
+                num_queries=int(output.num_queries[i]),
+                predicted_count=None if predicted_count is None else float(predicted_count[i]),
+                density_map=None if density_map is None else density_map[i, 0].cpu(),
+                density_extent=(target.size[0] / height, target.size[1] / width),
+            )
+            for i, (target, found) in enumerate(zip(batch.targets, detections, strict=True))
+        ], time.perf_counter() - start
+
+
+def evaluate_detector(
+    predictions: Iterable[tuple[list[ImagePrediction], float]],
+    objects: Iterable[ObjectRecord],
+    *,
+    num_classes: int,
+    protocol: MetricProtocol,
+    processes: Processes,
+    picture_ids: frozenset[int] = frozenset(),
+) -> Evaluation:
+    """Gather the predictions of all processes and compare them with the objects of all images.
+
+    predictions   of this process's share of the images
+    objects       of every image of the data set
+    picture_ids   images whose predictions are kept whole
+    """
+    found, images, pictures, seconds = [], [], [], 0.0
+    for batch, batch_seconds in predictions:
+        seconds += batch_seconds
+        for prediction in batch:
+            found.append(_detection_rows(prediction))
+            count = np.nan if prediction.predicted_count is None else prediction.predicted_count
+            images.append([prediction.image_id, prediction.num_queries, count])
+            if prediction.image_id in picture_ids:
+                pictures.append(prediction)
+    seconds_per_image = seconds / max(len(images), 1)
+    rows = gather_rows(torch.cat([torch.zeros(0, 7, dtype=torch.float64), *found]), processes).numpy()
+    table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 3), processes).numpy()
+    records = list(objects)
+    metrics = evaluate(_image_records(rows, records), num_classes=num_classes, protocol=protocol)
+    return Evaluation(
+        metrics=metrics,
+        counts=_count_errors(table, records),
+        seconds_per_image=seconds_per_image,
+        peak_memory_mb=_peak_memory_mb(processes.device),
+        pictures=pictures,
+    )
+
+
+def _detection_rows(prediction: ImagePrediction) -> Tensor:
+    """(N, 7) float64: image id, x, y, w, h, score, label. Ids up to 2^53 are exact."""
+    boxes = prediction.boxes.double()
+    image = torch.full((len(boxes), 1), prediction.image_id, dtype=torch.float64)
+    corner, size = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    return torch.cat(
+        [image, corner, size, prediction.scores.double()[:, None], prediction.labels.double()[:, None]], dim=1
+    )
+
+
+def _image_records(rows: np.ndarray, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
+    order = np.argsort(rows[:, 0], kind="stable")
+    rows = rows[order]
+    for record in objects:
+        start, end = np.searchsorted(rows[:, 0], [record.image_id, record.image_id + 1])
+        mine = rows[start:end]
+        yield ImageRecord(
+            image_id=record.image_id,
+            gt_boxes=record.boxes,
+            gt_labels=record.labels,
+            gt_areas=record.areas,
+            gt_crowd=record.crowd,
+            boxes=mine[:, 1:5],
+            scores=mine[:, 5],
+            labels=mine[:, 6].astype(np.int64),
+        )
+
+
+def _count_errors(table: np.ndarray, objects: Sequence[ObjectRecord]) -> dict[str, float]:
+    """Table (N, 3): image id, query count, predicted count (NaN without a density map)."""
+    counts = {record.image_id: int((~record.crowd).sum()) for record in objects}
+    true_counts = np.array([counts[int(image_id)] for image_id in table[:, 0]])
+    estimates = None if np.isnan(table[:, 2]).any() else table[:, 2]
+    return count_metrics(estimates, table[:, 1], true_counts)
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,154 @@
+"""What a run leaves behind: lines of text, records of numbers, TensorBoard events. One process of a run writes them."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO, TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Item = TypeVar("Item")
+
+
+class RunLogger:
+    """Writes `log.txt`, `metrics.jsonl` and `tensorboard/` in the run folder, which it creates; appends to old ones.
+
+    folder    the run folder
+    is_main   False: every method does nothing, and no file or folder is created
+
+    A step is the number of optimiser steps so far, for every kind of record: `rewind` relies on it.
+    """
+
+    def __init__(self, folder: Path, *, is_main: bool) -> None:
+        self._folder = folder
+        self._is_main = is_main
+        self._start = time.monotonic()
+        self._log: TextIO | None = None
+        self._metrics: TextIO | None = None
+        self._events: SummaryWriter | None = None
+        self._purge_step: int | None = None
+        if is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log = (folder / "log.txt").open("a", encoding="utf-8")
+
+    def say(self, text: str) -> None:
+        """A line on stdout and in `log.txt`, after the time since the start; further lines follow as they are."""
+        if self._log is None:
+            return
+        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
+        line = f"[{minutes // 60}:{minutes % 60:02}:{seconds:02}] {text}"
+        tqdm.write(line, file=sys.stdout)  # a progress bar on the terminal stays whole
+        sys.stdout.flush()
+        print(line, file=self._log, flush=True)
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`, {"kind", "step", **values}, and the TensorBoard scalars `kind/name`.
+
+        Numbers that are not finite become null in the file. Raises ValueError for values named kind or step.
+        """
+        if not self._is_main:
+            return
+        if reserved := {"kind", "step"} & values.keys():
+            raise ValueError(f"a value cannot be named {reserved.pop()!r}, a key of every record; rename it")
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        if self._metrics is None:
+            self._metrics = (self._folder / "metrics.jsonl").open("a", encoding="utf-8")
+        line = json.dumps({"kind": kind, "step": int(step), **finite}, allow_nan=False)
+        print(line, file=self._metrics, flush=True)
+        writer = self._summary_writer()
+        for name, value in numbers.items():
+            writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def image(self, tag: str, step: int, image: Image.Image | np.ndarray) -> None:
+        """A TensorBoard image; a PIL image or (H, W, 3) uint8 RGB. Raises ValueError for other arrays."""
+        if not self._is_main:
+            return
+        pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"image {tag!r} is {pixels.dtype} of shape {pixels.shape}; expected uint8, (H, W, 3)")
+        self._summary_writer().add_image(tag, pixels, step, dataformats="HWC")
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`: call it on resume, before the first record; -1 forgets everything.
+
+        A last line that a killed run left half-written goes too. Raises RuntimeError after the first record, and
+        ValueError for any other line that is no record, leaving the file as it is.
+        """
+        if not self._is_main:
+            return
+        if self._metrics is not None or self._events is not None:
+            raise RuntimeError("rewind comes too late, this run has written records; call it before the first one")
+        self._purge_step = step + 1
+        path = self._folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in _complete_lines(lines, path) if json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            _replace_text(path, "".join(kept))
+            self.say(f"{path.name}: {len(lines) - len(kept)} records after step {step} dropped")
+
+    def close(self) -> None:
+        """Write out and close the files; further calls do nothing."""
+        if self._events is not None:
+            self._events.close()
+        for file in (self._metrics, self._log):
+            if file is not None:
+                file.close()
+        self._log = self._metrics = self._events = None
+        self._is_main = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _summary_writer(self) -> "SummaryWriter":
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter  # here, as its import takes seconds
+
+            folder = str(self._folder / "tensorboard")
+            self._events = SummaryWriter(folder, purge_step=self._purge_step, flush_secs=30)
+        return self._events
+
+
+def progress(iterable: Iterable[Item], *, total: int | None, description: str, enabled: bool) -> Iterable[Item]:
+    """The iterable under a progress bar where it is enabled and stderr is a terminal; elsewhere the iterable itself."""
+    if not (enabled and sys.stderr.isatty()):
+        return iterable
+    return tqdm(iterable, total=total, desc=description, leave=False, dynamic_ncols=True)
+
+
+def _complete_lines(lines: list[str], path: Path) -> list[str]:
+    """All lines but a last one without an end. Raises ValueError for a line that is no record."""
+    complete = [line for line in lines if line.endswith("\n")]
+    for number, line in enumerate(complete, start=1):
+        try:
+            json.loads(line)["step"] + 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: not a record ({error}); repair or remove the line") from error
+    return complete
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Atomic: after a crash the file is the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,113 @@
+"""Attention modules: multi-scale deformable attention over `ops`, self-attention, and the feed-forward block."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ops import ms_deform_attn
+
+
+class MSDeformAttn(nn.Module):
+    """Multi-scale deformable attention with its projections.
+
+    Source: Zhu et al., Deformable DETR, ICLR 2021.
+    """
+
+    def __init__(self, *, hidden_dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        self.num_heads = num_heads
+        self.num_points = num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
+        self.attention_weights = nn.Linear(hidden_dim, samples)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+
+    def reset_parameters(self) -> None:
+        """Offsets start as a ring around the reference, one direction per head, one radius per point."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        ring = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        ring = ring / ring.abs().max(-1, keepdim=True).values
+        radius = torch.arange(1, self.num_points + 1, dtype=torch.float32)[:, None]
+        bias = (ring[:, None, None] * radius).expand(-1, self.num_levels, -1, -1)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        queries: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        memory_padding_mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """Attend from queries to memory.
+
+        queries               (B, Q, D)        position already added
+        reference_points      (B, Q, L, 2|4)   (cx, cy[, w, h]) in [0, 1] of the padded map, per level
+        memory                (B, S, D)
+        memory_padding_mask   (B, S) bool
+        returns               (B, Q, D)
+        """
+        batch, num_queries, _ = queries.shape
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        value = self.value_proj(memory).masked_fill(memory_padding_mask[..., None], 0.0)
+        value = value.view(batch, memory.shape[1], heads, -1)
+        weights = self.attention_weights(queries).float().view(batch, num_queries, heads, levels * points)
+        weights = weights.softmax(-1).view(batch, num_queries, heads, levels, points)
+        with torch.autocast(queries.device.type, enabled=False):  # a pixel is 1/800: locations stay float32
+            offsets = self.sampling_offsets(queries.float()).view(batch, num_queries, heads, levels, points, 2)
+            locations = self._sampling_locations(offsets, reference_points, spatial_shapes)
+            output = ms_deform_attn(value.float(), spatial_shapes, locations, weights)
+        return self.output_proj(output)
+
+    def _sampling_locations(
+        self, offsets: Tensor, reference_points: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Offsets are cells of the level around a point, and shares of half the box around a box."""
+        centre = reference_points[:, :, None, :, None, :2]
+        if reference_points.shape[-1] == 2:
+            cells = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
+            return centre + offsets / cells[:, None]
+        return centre + offsets / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; position is added to queries and keys, not to values."""
+
+    def __init__(self, *, hidden_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, queries: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(B, Q, D), (B, Q, D), mask (B|1, Q, Q) bool with True = blocked -> (B, Q, D)."""
+        dim = queries.shape[-1]
+        query_key = F.linear(queries + position, self.in_proj.weight[: 2 * dim], self.in_proj.bias[: 2 * dim])
+        value = F.linear(queries, self.in_proj.weight[2 * dim :], self.in_proj.bias[2 * dim :])
+        query, key, value = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (*query_key.chunk(2, -1), value)
+        )
+        allowed = None if attention_mask is None else ~attention_mask[:, None]
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Sequential):
+    """Linear, ReLU, dropout, linear; the residual is added by the caller."""
+
+    def __init__(self, *, hidden_dim: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__(nn.Linear(hidden_dim, ffn_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(ffn_dim, hidden_dim))

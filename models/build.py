@@ -1,0 +1,173 @@
+"""Config -> detector, criterion, postprocess: the only place where configs, models and d3q meet."""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from configs.schema import Config, CriterionConfig, ModelConfig, SetLossConfig, TransformerConfig
+from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1
+from models.backbone import build_backbone
+from models.boxes import L1Distance
+from models.criterion import Criterion, SetLoss
+from models.decoder import DecoderLayer, DeformableDecoder, DinoDecoder, PredictionHeads
+from models.deformable_detr import DeformableDETR, LearnedQueries, ProposalQueries
+from models.denoising import Denoising
+from models.dino import DINO
+from models.encoder import Encoder, EncoderLayer, Tokenizer
+from models.initialisation import initialise
+from models.matcher import HungarianMatcher
+from models.neck import Neck
+from models.postprocess import PostProcess
+from models.proposals import FixedBudget, ProposalHead
+from models.structures import AuxiliaryLoss, BoxDistance
+
+
+def build_detector(config: Config) -> DINO | DeformableDETR:
+    """The detector with random weights; nothing is downloaded."""
+    detector = _build_dino(config) if config.model.detector == "dino" else _build_deformable_detr(config)
+    initialise(detector)
+    return detector
+
+
+def build_criterion(config: Config) -> Criterion:
+    """Matching and losses."""
+    model, criterion = config.model, config.criterion
+    auxiliary_losses: list[AuxiliaryLoss] = []
+    if model.d3q is not None:
+        auxiliary_losses.append(DensityLoss(weight=criterion.density_weight, merge=config.fidelity.density_merge))
+    return Criterion(
+        decoder=_build_set_loss(criterion.decoder, criterion),
+        encoder=_build_set_loss(criterion.encoder, criterion),
+        encoder_tokens=criterion.encoder_tokens,
+        class_agnostic=model.class_agnostic_proposals,
+        decoder_normalizer=criterion.decoder_normalizer,
+        auxiliary_losses=auxiliary_losses,
+    )
+
+
+def build_postprocess(config: Config) -> PostProcess:
+    """Output -> detections. The sigmoid baselines return as many detections as queries."""
+    return PostProcess(classification=config.criterion.decoder.classification, max_detections=config.model.num_queries)
+
+
+def _build_dino(config: Config) -> DINO:
+    model = config.model
+    denoising = None
+    if model.denoising is not None:
+        denoising = Denoising(hidden_dim=model.hidden_dim, num_classes=model.num_classes, **asdict(model.denoising))
+    return DINO(
+        **_shared_parts(model),
+        denoising=denoising,
+        decoder=DinoDecoder(
+            layers=_decoder_layers(model), heads=_prediction_heads(config), hidden_dim=model.hidden_dim
+        ),
+        hidden_dim=model.hidden_dim,
+        num_queries=model.num_queries,
+        mask_denoising_padding=config.fidelity.mask_denoising_padding,
+    )
+
+
+def _build_deformable_detr(config: Config) -> DeformableDETR:
+    model = config.model
+    query_maker: LearnedQueries | ProposalQueries
+    if model.query_content == "learned":
+        query_maker = LearnedQueries(num_queries=model.num_queries, hidden_dim=model.hidden_dim)
+    else:
+        query_maker = ProposalQueries(hidden_dim=model.hidden_dim)
+    return DeformableDETR(
+        **_shared_parts(model),
+        query_maker=query_maker,
+        decoder=DeformableDecoder(layers=_decoder_layers(model), heads=_prediction_heads(config)),
+    )
+
+
+def _shared_parts(model: ModelConfig) -> dict[str, Any]:
+    """Everything up to the queries: the same in both detectors."""
+    backbone = build_backbone(
+        name=model.backbone.name,
+        out_strides=model.backbone.out_strides,
+        base_width=model.backbone.base_width,
+        frozen_batch_norm=model.backbone.batch_norm == "frozen",
+        frozen_stages=model.backbone.frozen_stages,
+    )
+    layers = [EncoderLayer(**_layer_arguments(model, model.encoder)) for _ in range(model.encoder.num_layers)]
+    return {
+        "backbone": backbone,
+        "neck": Neck(
+            in_channels=backbone.out_channels,
+            hidden_dim=model.hidden_dim,
+            num_levels=model.neck.num_levels,
+            num_groups=model.neck.num_groups,
+        ),
+        "tokenizer": Tokenizer(
+            hidden_dim=model.hidden_dim,
+            num_levels=model.neck.num_levels,
+            temperature=model.position_encoding.temperature,
+            offset=model.position_encoding.offset,
+        ),
+        "encoder": Encoder(layers),
+        "proposal_head": ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.num_classes),
+        "query_budget": _build_budget(model),
+        "class_agnostic": model.class_agnostic_proposals,
+    }
+
+
+def _build_budget(model: ModelConfig) -> nn.Module:
+    if model.d3q is None:
+        return FixedBudget(model.num_queries)
+    branch = DensityBranch(
+        in_channels=model.hidden_dim,
+        hidden_channels=model.hidden_dim,
+        initial_density=model.d3q.initial_density,
+    )
+    return DensityBudget(
+        density_branch=branch,
+        queries_per_object=model.d3q.queries_per_object,
+        min_queries=model.d3q.min_queries,
+        max_queries=model.num_queries,
+    )
+
+
+def _layer_arguments(model: ModelConfig, stack: TransformerConfig) -> dict[str, Any]:
+    arguments = asdict(stack) | {"hidden_dim": model.hidden_dim, "num_levels": model.neck.num_levels}
+    del arguments["num_layers"]
+    return arguments
+
+
+def _decoder_layers(model: ModelConfig) -> list[DecoderLayer]:
+    return [DecoderLayer(**_layer_arguments(model, model.decoder)) for _ in range(model.decoder.num_layers)]
+
+
+def _prediction_heads(config: Config) -> PredictionHeads:
+    no_object = config.criterion.decoder.classification == "softmax"
+    return PredictionHeads(
+        hidden_dim=config.model.hidden_dim,
+        num_layers=config.model.decoder.num_layers,
+        num_logits=config.model.num_classes + no_object,
+    )
+
+
+def _build_set_loss(loss: SetLossConfig, criterion: CriterionConfig) -> SetLoss:
+    box_distance: BoxDistance = LogSizeL1() if criterion.box_distance == "log_size_l1" else L1Distance()
+    matcher = HungarianMatcher(
+        classification=loss.classification,
+        class_weight=loss.class_cost,
+        box_weight=loss.box_weight,
+        giou_weight=loss.giou_weight,
+        alpha=loss.alpha,
+        gamma=loss.gamma,
+        box_distance=box_distance,
+        drop_off_centre=criterion.drop_off_centre_matches,
+    )
+    return SetLoss(
+        classification=loss.classification,
+        class_weight=loss.class_weight,
+        box_weight=loss.box_weight,
+        giou_weight=loss.giou_weight,
+        no_object_weight=loss.no_object_weight,
+        alpha=loss.alpha,
+        gamma=loss.gamma,
+        box_distance=box_distance,
+        matcher=matcher,
+    )

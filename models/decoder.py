@@ -1,0 +1,138 @@
+"""Queries x memory -> hidden states and refined boxes, layer by layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import FeedForward, MSDeformAttn, SelfAttention
+from models.boxes import inverse_sigmoid
+from models.position_encoding import encode_boxes
+from models.proposals import BoxHead
+from models.structures import FeatureTokens
+
+BOX_EPS = 1e-5
+DINO_REFERENCE_EPS = 1e-3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What decoder layers attend to."""
+
+    tokens: Tensor
+    """(B, S, D)"""
+    features: FeatureTokens
+    """Masks, shapes and valid ratios of the tokens"""
+
+    def references(self, boxes: Tensor) -> Tensor:
+        """(B, Q, 4) boxes of the unpadded image -> (B, Q, L, 4) boxes on each level's padded map."""
+        return boxes[:, :, None] * self.features.valid_ratios.repeat(1, 1, 2)[:, None]
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention, feed-forward; residual and LayerNorm behind each."""
+
+    def __init__(
+        self, *, hidden_dim: int, num_levels: int, num_heads: int, num_points: int, ffn_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout)
+        self.self_norm = nn.LayerNorm(hidden_dim)
+        self.cross_attention = MSDeformAttn(
+            hidden_dim=hidden_dim, num_levels=num_levels, num_heads=num_heads, num_points=num_points
+        )
+        self.cross_norm = nn.LayerNorm(hidden_dim)
+        self.ffn = FeedForward(hidden_dim=hidden_dim, ffn_dim=ffn_dim, dropout=dropout)
+        self.ffn_norm = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, queries: Tensor, position: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
+    ) -> Tensor:
+        """(B, Q, D), (B, Q, D), boxes (B, Q, 4), mask (B|1, Q, Q) -> (B, Q, D)."""
+        attended = self.self_attention(queries, position, attention_mask)
+        queries = self.self_norm(queries + self.dropout(attended))
+        attended = self.cross_attention(
+            queries + position,
+            memory.references(boxes),
+            memory.tokens,
+            memory.features.padding_mask,
+            memory.features.spatial_shapes,
+        )
+        queries = self.cross_norm(queries + self.dropout(attended))
+        return self.ffn_norm(queries + self.dropout(self.ffn(queries)))
+
+
+class PredictionHeads(nn.Module):
+    """A classifier and a box head per decoder layer, not shared."""
+
+    def __init__(self, *, hidden_dim: int, num_layers: int, num_logits: int) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(nn.Linear(hidden_dim, num_logits) for _ in range(num_layers))
+        self.box_heads = nn.ModuleList(BoxHead(hidden_dim) for _ in range(num_layers))
+
+
+class DinoDecoder(nn.Module):
+    """DINO: the position is recomputed from the boxes in every layer; boxes look forward twice.
+
+    The box head runs twice per layer: on the plain hidden state for the next layer's boxes, and on the normed one
+    for the output, with two epsilons (published). The output of layer l starts from the undetached boxes of layer
+    l-1, so that its loss reaches them.
+
+    Source: Zhang et al., DINO, ICLR 2023.
+    """
+
+    def __init__(self, *, layers: Sequence[DecoderLayer], heads: PredictionHeads, hidden_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.heads = heads
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.position_head = nn.Sequential(
+            nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+        self.features_per_coordinate = hidden_dim // 2
+
+    def forward(
+        self, content: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Content (B, Q, D), boxes (B, Q, 4) in [0, 1] -> logits (layers, B, Q, K), boxes (layers, B, Q, 4)."""
+        queries = content
+        looked_forward = boxes
+        logits, outputs = [], []
+        for layer, classifier, box_head in zip(self.layers, self.heads.classifiers, self.heads.box_heads, strict=True):
+            encoding = encode_boxes(
+                memory.references(boxes)[:, :, 0], features=self.features_per_coordinate, order=(1, 0, 2, 3)
+            )
+            queries = layer(queries, self.position_head(encoding), boxes, memory, attention_mask)
+            hidden = self.norm(queries)
+            logits.append(classifier(hidden))
+            outputs.append((box_head(hidden) + inverse_sigmoid(looked_forward, BOX_EPS)).sigmoid())
+            looked_forward = (box_head(queries) + inverse_sigmoid(boxes, DINO_REFERENCE_EPS)).sigmoid()
+            boxes = looked_forward.detach()
+        return torch.stack(logits).float(), torch.stack(outputs)
+
+
+class DeformableDecoder(nn.Module):
+    """Deformable DETR: one position for all layers; each layer's boxes are the next one's references, detached.
+
+    Source: Zhu et al., Deformable DETR, ICLR 2021, iterative box refinement.
+    """
+
+    def __init__(self, *, layers: Sequence[DecoderLayer], heads: PredictionHeads) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.heads = heads
+
+    def forward(
+        self, content: Tensor, position: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Content and position (B, Q, D), boxes (B, Q, 4) in [0, 1] -> logits and boxes of all layers."""
+        queries = content
+        logits, outputs = [], []
+        for layer, classifier, box_head in zip(self.layers, self.heads.classifiers, self.heads.box_heads, strict=True):
+            queries = layer(queries, position, boxes, memory, attention_mask)
+            logits.append(classifier(queries))
+            outputs.append((box_head(queries) + inverse_sigmoid(boxes, BOX_EPS)).sigmoid())
+            boxes = outputs[-1].detach()
+        return torch.stack(logits).float(), torch.stack(outputs)

@@ -1,0 +1,129 @@
+"""Contrastive denoising: noised objects as additional queries in training.
+
+Source: Zhang et al., DINO, ICLR 2023, with the published code's noise, layout and mask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from models.structures import DenoisingQueries, Target
+
+REFERENCE_EPS = 1e-3
+
+
+@dataclass(frozen=True)
+class NoiseDraws:
+    """The random numbers of one batch, in the order of drawing; T = 2 * groups * objects of the batch."""
+
+    label_flip: Tensor
+    """(T,) uniform in [0, 1)"""
+    new_labels: Tensor
+    """(F,) int64, one per flipped label"""
+    sign: Tensor
+    """(T, 4) 0 or 1"""
+    shift: Tensor
+    """(T, 4) uniform in [0, 1)"""
+
+
+class Denoising(nn.Module):
+    """Makes the denoising queries of a batch.
+
+    num_queries   asked-for positive queries; groups = max(1, num_queries // most objects of an image)
+    label_noise   a label is redrawn with probability label_noise / 2
+    box_noise     corner shift in half box sides; negatives are shifted by one to two of it
+    """
+
+    def __init__(
+        self, *, hidden_dim: int, num_classes: int, num_queries: int, label_noise: float, box_noise: float
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+        self.label_embedding = nn.Embedding(num_classes, hidden_dim)
+
+    def forward(self, targets: Sequence[Target], draws: NoiseDraws | None = None) -> DenoisingQueries:
+        """One target per image; `draws` replaces the random numbers (tests)."""
+        counts = [len(target.labels) for target in targets]
+        most = max(counts, default=0)
+        groups = max(1, self.num_queries // most) if most else 1
+        # Group by group: all positives of the batch's images, then all negatives.
+        labels = torch.cat([target.labels for target in targets]).repeat(2 * groups)
+        boxes = torch.cat([target.boxes for target in targets]).repeat(2 * groups, 1)
+        total = sum(counts)
+        negative = torch.arange(len(labels), device=labels.device) // max(total, 1) % 2 == 1
+        draws = draws or self._draw(labels, boxes)
+        content = self.label_embedding(self._flip(labels, draws))
+        boxes_unact = inverse_sigmoid(self._shift(boxes, negative, draws), eps=REFERENCE_EPS)
+
+        slots = 2 * most * groups
+        index = self._slot_index(counts, most, groups, labels.device)
+        image = torch.repeat_interleave(
+            torch.arange(len(counts), device=labels.device), torch.tensor(counts, device=labels.device)
+        ).repeat(2 * groups)
+        padded_content = content.new_zeros(len(targets), slots, content.shape[-1])
+        padded_boxes = boxes_unact.new_zeros(len(targets), slots, 4)
+        padding_mask = torch.ones(len(targets), slots, dtype=torch.bool, device=labels.device)
+        padding_mask[image, index] = False
+        return DenoisingQueries(
+            # The embedding takes part even without objects, so that every process has its gradient.
+            content=padded_content.index_put((image, index), content) + 0.0 * self.label_embedding.weight.sum(),
+            boxes_unact=padded_boxes.index_put((image, index), boxes_unact),
+            num_groups=groups,
+            group_size=2 * most,
+            padding_mask=padding_mask,
+        )
+
+    def _draw(self, labels: Tensor, boxes: Tensor) -> NoiseDraws:
+        label_flip = torch.rand_like(labels, dtype=torch.float32)
+        flipped = int((label_flip < self.label_noise * 0.5).sum())  # sync
+        return NoiseDraws(
+            label_flip=label_flip,
+            new_labels=torch.randint(0, self.num_classes, (flipped,), device=labels.device),
+            sign=torch.randint_like(boxes, 0, 2),
+            shift=torch.rand_like(boxes),
+        )
+
+    def _flip(self, labels: Tensor, draws: NoiseDraws) -> Tensor:
+        flipped = (draws.label_flip < self.label_noise * 0.5).nonzero().flatten()  # sync
+        return labels.scatter(0, flipped, draws.new_labels)
+
+    def _shift(self, boxes: Tensor, negative: Tensor, draws: NoiseDraws) -> Tensor:
+        """Corners move by up to half a side (positives), or by half a side to a whole one (negatives)."""
+        part = (draws.shift + negative[:, None]) * (draws.sign * 2 - 1)
+        half_side = boxes[:, 2:].repeat(1, 2) / 2
+        corners = cxcywh_to_xyxy(boxes) + part * half_side * self.box_noise
+        return xyxy_to_cxcywh(corners.clamp(0, 1))
+
+    @staticmethod
+    def _slot_index(counts: Sequence[int], most: int, groups: int, device: torch.device) -> Tensor:
+        """Slot of each query in its image: (group, positive or negative, object) with `most` slots per part."""
+        objects = torch.cat([torch.arange(count, device=device) for count in counts])
+        parts = torch.arange(2 * groups, device=device)[:, None] * most
+        return (parts + objects).flatten()
+
+
+def denoising_attention_mask(denoising: DenoisingQueries, num_matching: int, *, mask_padding: bool) -> Tensor:
+    """Who may not attend to whom, denoising queries first.
+
+    mask_padding   also hide empty denoising slots (the published code shows them)
+    returns        (1|B, T+Q, T+Q) bool, True = blocked: matching queries see no denoising query, groups do not
+                   see one another; every denoising query sees the matching queries (published)
+    """
+    slots = denoising.content.shape[1]
+    total = slots + num_matching
+    device = denoising.content.device
+    mask = torch.zeros(total, total, dtype=torch.bool, device=device)
+    mask[slots:, :slots] = True
+    group = torch.arange(slots, device=device) // max(denoising.group_size, 1)
+    mask[:slots, :slots] = group[:, None] != group
+    if not mask_padding:
+        return mask[None]
+    hidden = nn.functional.pad(denoising.padding_mask, (0, num_matching))
+    itself = torch.eye(total, dtype=torch.bool, device=device)
+    return (mask | hidden[:, None]) & ~itself

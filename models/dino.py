@@ -1,0 +1,108 @@
+"""DINO, with a pluggable query budget.
+
+Source: Zhang et al., DINO: DETR with Improved DeNoising Anchor Boxes, ICLR 2023.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.decoder import DinoDecoder, Memory
+from models.denoising import Denoising, NoiseDraws, denoising_attention_mask
+from models.encoder import Encoder, Tokenizer
+from models.proposals import ProposalHead, limit_to_tokens, query_attention_mask, select_queries
+from models.structures import (
+    DenoisingQueries,
+    DetectorOutput,
+    LayerPredictions,
+    QueryBudget,
+    SelectedProposals,
+    Target,
+)
+
+
+class DINO(nn.Module):
+    """Backbone, neck, encoder, proposals, query budget, denoising, decoder.
+
+    num_queries              rows of the content table: the ceiling of every image's query count
+    class_agnostic           see `select_queries`
+    mask_denoising_padding   see `denoising_attention_mask`
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        neck: nn.Module,
+        tokenizer: Tokenizer,
+        encoder: Encoder,
+        proposal_head: ProposalHead,
+        query_budget: QueryBudget,
+        denoising: Denoising | None,
+        decoder: DinoDecoder,
+        hidden_dim: int,
+        num_queries: int,
+        class_agnostic: bool,
+        mask_denoising_padding: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.proposal_head = proposal_head
+        self.query_budget = query_budget
+        self.denoising = denoising
+        self.decoder = decoder
+        self.content_queries = nn.Embedding(num_queries, hidden_dim)
+        self.class_agnostic = class_agnostic
+        self.mask_denoising_padding = mask_denoising_padding
+
+    def forward(
+        self,
+        images: Tensor,
+        padding_mask: Tensor,
+        targets: Sequence[Target] | None = None,
+        noise: NoiseDraws | None = None,
+    ) -> DetectorOutput:
+        """Images (B, 3, H, W), their padding (B, H, W); in training also the targets (denoising needs them)."""
+        features = self.tokenizer(self.neck(self.backbone(images)), padding_mask)
+        memory = self.encoder(features)
+        proposals = self.proposal_head(memory, features)  # every token scored and boxed
+        num_queries, aux = self.query_budget(*proposals.finest_map())  # how many
+        num_queries = limit_to_tokens(num_queries, features.spatial_shapes)
+        queries = select_queries(proposals, num_queries, class_agnostic=self.class_agnostic)  # which
+
+        batch, most = queries.index.shape
+        content = self.content_queries.weight[:most].expand(batch, -1, -1)
+        boxes = queries.boxes_unact.detach().sigmoid()
+        attention_mask = query_attention_mask(queries.padding_mask)
+        denoising = None
+        if self.denoising is not None and targets is not None:
+            denoising = self.denoising(targets, noise)
+            attention_mask = self._training_attention_mask(denoising, queries)
+            content = torch.cat([denoising.content, content], dim=1)
+            boxes = torch.cat([denoising.boxes_unact.sigmoid(), boxes], dim=1)
+
+        logits, refined = self.decoder(content, boxes, Memory(memory, features), attention_mask)
+        front, denoised = 0, None
+        if denoising is not None:
+            front = denoising.content.shape[1]
+            denoised = LayerPredictions(logits[:, :, :front], refined[:, :, :front], denoising.padding_mask)
+        return DetectorOutput(
+            queries=LayerPredictions(logits[:, :, front:], refined[:, :, front:], queries.padding_mask),
+            num_queries=num_queries,
+            proposals=proposals.as_predictions(),
+            selected=queries.as_predictions(),
+            initial_boxes=boxes[:, front:],
+            denoising=denoised,
+            denoising_queries=denoising,
+            aux=aux | {"padded_size": torch.tensor(images.shape[-2:])},
+        )
+
+    def _training_attention_mask(self, denoising: DenoisingQueries, queries: SelectedProposals) -> Tensor:
+        """Denoising mask, and nobody attends to the padding of the matching queries."""
+        slots = denoising.content.shape[1]
+        mask = denoising_attention_mask(denoising, queries.index.shape[1], mask_padding=self.mask_denoising_padding)
+        return mask | nn.functional.pad(queries.padding_mask, (slots, 0))[:, None]

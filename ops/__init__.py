@@ -1,0 +1,5 @@
+"""Multi-scale deformable attention: one definition, and the form of it that is fastest on each device."""
+
+from ops.ms_deform_attn import ms_deform_attn
+
+__all__ = ["ms_deform_attn"]

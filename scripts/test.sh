@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: lint, format, types, tests. Arguments go to pytest:
+#
+#   bash scripts/test.sh                      all
+#   bash scripts/test.sh -k density -n 0      some tests, in one process
+#
+# D3Q_PYTHON names the interpreter; without it, scripts/setup.sh makes .venv.
+set -euo pipefail
+
+if [[ ${D3Q_PYTHON-} == */* ]]; then
+    D3Q_PYTHON=$(cd -- "$(dirname -- "$D3Q_PYTHON")" > /dev/null && pwd)/$(basename -- "$D3Q_PYTHON")
+    export D3Q_PYTHON
+fi
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null
+
+bash scripts/setup.sh
+python=${D3Q_PYTHON:-.venv/bin/python}
+
+# One thread per process: two processes of torch with a thread per core each slow one another down many times over.
+export OMP_NUM_THREADS=1
+
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+"$python" -m pytest -n 2 --dist loadfile "$@"
