@@ -1,6 +1,7 @@
 """Config -> data sets and loaders."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -9,7 +10,7 @@ from configs.schema import DataConfig, SplitConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.samplers import EvalSampler, TrainSampler
-from datasets.structures import Batch, DataError
+from datasets.structures import DataError
 from datasets.transforms import (
     ColorJitter,
     Compose,
@@ -43,7 +44,7 @@ def build_dataset(data: DataConfig, *, training: bool, seed: int) -> CocoDetecti
 
 def build_train_loader(
     dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, seed: int, pin_memory: bool
-) -> DataLoader[Batch]:
+) -> DataLoader[Any]:
     """Batches in an order that follows from (seed, epoch); its `batch_sampler` is a TrainSampler."""
     sampler = TrainSampler(
         num_images=len(dataset), batch_size=data.batch_size, rank=rank, world_size=world_size, seed=seed
@@ -53,14 +54,14 @@ def build_train_loader(
 
 def build_eval_loader(
     dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, pin_memory: bool
-) -> DataLoader[Batch]:
+) -> DataLoader[Any]:
     """Each image exactly once over all processes."""
     sampler = EvalSampler(num_images=len(dataset), rank=rank, world_size=world_size)
     options = _loader_options(data, pin_memory=pin_memory)
     return DataLoader(dataset, sampler=sampler, batch_size=data.batch_size, **options)
 
 
-def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict:
+def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:
     return {
         "num_workers": data.num_workers,
         "collate_fn": collate,

@@ -16,7 +16,9 @@ COUNT_BINS: dict[str, tuple[float, float]] = {
 """Objects per image, both bounds inclusive. Together they hold every image."""
 
 
-def count_metrics(predicted_counts: ArrayLike | None, num_queries: ArrayLike, object_counts: ArrayLike) -> dict[str, float]:
+def count_metrics(
+    predicted_counts: ArrayLike | None, num_queries: ArrayLike, object_counts: ArrayLike
+) -> dict[str, float]:
     """Statistics over N images, then over the images of each count bin under keys such as `count_MAE_11-50`.
 
     predicted_counts   (N,)  objects per image as estimated; need not be whole; None without an estimate:

@@ -20,11 +20,16 @@ from engine.train import TrainingBatch, autocast
 class ObjectRecord(Protocol):
     """The objects of one image as its annotation file has them; boxes (N, 4) xywh px."""
 
-    image_id: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
+    @property
+    def image_id(self) -> int: ...
+    @property
+    def boxes(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def areas(self) -> np.ndarray: ...
+    @property
+    def crowd(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -81,19 +86,22 @@ def predict_batches(
         detections = postprocess(output, sizes, [target.original_size for target in batch.targets])
         density_map, predicted_count = output.aux.get("density_map"), output.aux.get("predicted_count")
         height, width = batch.images.shape[-2:]
-        yield [
-            ImagePrediction(
-                image_id=target.image_id,
-                boxes=found.boxes.cpu(),
-                scores=found.scores.cpu(),
-                labels=found.labels.cpu(),
-                num_queries=int(output.num_queries[i]),
-                predicted_count=None if predicted_count is None else float(predicted_count[i]),
-                density_map=None if density_map is None else density_map[i, 0].cpu(),
-                density_extent=(target.size[0] / height, target.size[1] / width),
-            )
-            for i, (target, found) in enumerate(zip(batch.targets, detections, strict=True))
-        ], time.perf_counter() - start
+        yield (
+            [
+                ImagePrediction(
+                    image_id=target.image_id,
+                    boxes=found.boxes.cpu(),
+                    scores=found.scores.cpu(),
+                    labels=found.labels.cpu(),
+                    num_queries=int(output.num_queries[i]),
+                    predicted_count=None if predicted_count is None else float(predicted_count[i]),
+                    density_map=None if density_map is None else density_map[i, 0].cpu(),
+                    density_extent=(target.size[0] / height, target.size[1] / width),
+                )
+                for i, (target, found) in enumerate(zip(batch.targets, detections, strict=True))
+            ],
+            time.perf_counter() - start,
+        )
 
 
 def evaluate_detector(

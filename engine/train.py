@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,18 +22,29 @@ class NonFiniteLossError(ArithmeticError):
 class TrainingTarget(Protocol):
     """What the loop itself reads of a target."""
 
-    image_id: int
-    labels: Tensor
+    @property
+    def image_id(self) -> int: ...
+    @property
+    def labels(self) -> Tensor: ...
 
 
 class TrainingBatch(Protocol):
     """What the loop reads of a batch."""
 
-    images: Tensor
-    padding_mask: Tensor
-    targets: Sequence[Any]
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def padding_mask(self) -> Tensor: ...
+    @property
+    def targets(self) -> Sequence[Any]: ...
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "TrainingBatch": ...
+
+
+class Criterion(Protocol):
+    """Output of the detector and targets -> named losses, whose sum is minimised."""
+
+    def __call__(self, output: Any, targets: Sequence[Any]) -> dict[str, Tensor]: ...
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
@@ -43,7 +54,7 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 def train_one_epoch(
     detector: nn.Module,
-    criterion: Callable[[Any, Sequence[Any]], dict[str, Tensor]],
+    criterion: Criterion,
     batches: Iterable[TrainingBatch],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -134,9 +145,7 @@ class Meter:
         return means | {"images_per_second": self.images / seconds}
 
 
-def report_step(
-    logger: RunLogger, optimizer: torch.optim.Optimizer, meter: Meter, *, epoch: int, step: int
-) -> None:
+def report_step(logger: RunLogger, optimizer: torch.optim.Optimizer, meter: Meter, *, epoch: int, step: int) -> None:
     """One line, one record of every loss term, the learning rates, and the pace."""
     means = meter.means()
     rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}

@@ -25,7 +25,6 @@ from reference_goldens import (
     rename,
 )
 from reference_runs import (
-    Evaluation,
     Matching,
     Training,
     detector_for,

@@ -1,0 +1,297 @@
+"""Train or evaluate a detector.
+
+    python main.py --config configs/dino_d3q_scenes.yaml              train, evaluate, draw
+    python main.py --config X --set optim.lr=2e-4 data.batch_size=2   with other values
+    python main.py --resume runs/X/last.pth                           go on
+    python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
+    torchrun --nproc_per_node=2 main.py --config X                    two processes
+
+Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or weights, 5 the loss is not finite, 1 unexpected.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.loader import ConfigError, dump_config, load_config, parse_config
+from configs.schema import Config
+from datasets.build import build_dataset, build_eval_loader, build_train_loader
+from datasets.coco import CocoDetection
+from datasets.structures import DataError
+from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
+from engine.detection_metrics import get_protocol
+from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
+from engine.evaluate import evaluate_detector, predict_batches
+from engine.logger import RunLogger, progress
+from engine.optim import build_optimizer
+from engine.showcase import show_evaluation
+from engine.train import NonFiniteLossError
+from engine.trainer import Trainer
+from models.backbone_weights import WeightsError, input_statistics, load_backbone_weights
+from models.build import build_criterion, build_detector, build_postprocess
+from models.matcher import NonFiniteCostError
+
+EXIT_CODES: dict[type[Exception], int] = {
+    ConfigError: 2,
+    DataError: 3,
+    CheckpointError: 4,
+    WeightsError: 4,
+    NonFiniteLossError: 5,
+    NonFiniteCostError: 5,
+}
+
+
+class UsageError(ConfigError):
+    """Arguments that do not go together."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__([problem])
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, help="experiment file; with --resume it replaces the checkpoint's")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
+    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from, or evaluate, a checkpoint")
+    parser.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and return the exit code; expected errors are one message, without a traceback."""
+    try:
+        run(parse_arguments(arguments))
+    except tuple(EXIT_CODES) as error:
+        message = error.summary() if isinstance(error, DataError) else str(error)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    finally:
+        stop_processes()
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.eval and arguments.resume is None:
+        raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
+    if arguments.config is None and arguments.resume is None:
+        raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to go on with one")
+    checkpoint = load_checkpoint(arguments.resume) if arguments.resume is not None else None
+    config = resolve_config(arguments, checkpoint)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return
+    try:
+        processes = start_processes(config.runtime.device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if config.runtime.num_threads:
+        torch.set_num_threads(config.runtime.num_threads)
+    torch.manual_seed(config.runtime.seed)
+    if arguments.eval and checkpoint is not None:
+        evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
+    else:
+        train(config, checkpoint, processes)
+
+
+def resolve_config(arguments: argparse.Namespace, checkpoint: Checkpoint | None) -> Config:
+    """The file's or the checkpoint's config with overrides, and with everything that follows from it filled in."""
+    if arguments.config is not None:
+        config = load_config(arguments.config, arguments.set)
+        name = arguments.config.stem
+    else:
+        assert checkpoint is not None
+        config = parse_config(checkpoint.config, f"{arguments.resume} (config)", arguments.set)
+        name = arguments.resume.parent.name
+    mean, std = input_statistics(config.model.backbone.name)
+    if config.data.mean is None:
+        config = replace(config, data=replace(config.data, mean=mean, std=std))
+    if config.runtime.output_dir is None:
+        config = replace(config, runtime=replace(config.runtime, output_dir=f"runs/{name}"))
+    return config
+
+
+def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -> None:
+    """Train to the last epoch, evaluating and saving on the way."""
+    data, runtime = config.data, config.runtime
+    folder = Path(str(runtime.output_dir))
+    if checkpoint is None and (folder / "last.pth").exists():
+        raise UsageError(
+            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
+            "runtime.output_dir, or remove it"
+        )
+    training_set = build_dataset(data, training=True, seed=runtime.seed)
+    validation_set = build_dataset(data, training=False, seed=runtime.seed)
+    for dataset in (training_set, validation_set):
+        check_classes(config, dataset)
+    detector = build_detector(config)
+    if checkpoint is None:
+        origin = load_initial_weights(detector, config, processes)
+    else:
+        load_weights(detector, checkpoint.model, source="--resume")
+        origin = f"the checkpoint of epoch {checkpoint.epoch}"
+    detector.to(processes.device)
+    loader = build_train_loader(
+        training_set,
+        data,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        seed=runtime.seed,
+        pin_memory=processes.device.type == "cuda",
+    )
+    with RunLogger(folder, is_main=processes.is_main) as logger:
+        trainer = Trainer(
+            detector=detector,
+            criterion=build_criterion(config),
+            optimizer=build_optimizer(detector, config.optim),
+            loader=loader,
+            evaluate=lambda step: evaluate(
+                config, detector, validation_set, processes, logger, folder / "evaluation", step=step
+            ),
+            config=config,
+            categories=training_set.categories,
+            processes=processes,
+            logger=logger,
+            folder=folder,
+        )
+        if checkpoint is None:
+            logger.rewind(-1)  # of a run that ended before its first checkpoint
+        else:
+            trainer.restore(checkpoint)
+        announce(logger, config, detector, training_set, processes, origin)
+        if processes.is_main:
+            (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        trainer.fit()
+        logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
+
+
+def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
+    """Evaluate the validation split of the config; results go beside the checkpoint."""
+    dataset = build_dataset(config.data, training=False, seed=config.runtime.seed)
+    if list(dataset.categories) != checkpoint.categories:
+        raise DataError(
+            f"{dataset.table.path}: categories {list(dataset.categories)} are not those that {path} was trained on, "
+            f"{checkpoint.categories}; set data.root and data.val to a data set with the same classes"
+        )
+    detector = build_detector(config)
+    load_weights(detector, checkpoint.model, source=str(path))
+    detector.to(processes.device)
+    folder = path.parent / f"evaluation_{path.stem}"
+    with RunLogger(folder, is_main=processes.is_main) as logger:
+        logger.say(f"{path}: epoch {checkpoint.epoch}, step {checkpoint.step}")
+        evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.step)
+        logger.say(f"done: {folder} holds the report and the gallery")
+
+
+def evaluate(
+    config: Config,
+    detector: nn.Module,
+    dataset: CocoDetection,
+    processes: Processes,
+    logger: RunLogger,
+    folder: Path,
+    *,
+    step: int,
+) -> float:
+    """Evaluate on all processes and show the result; returns the mean AP."""
+    device = processes.device
+    loader = build_eval_loader(
+        dataset,
+        config.data,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        pin_memory=device.type == "cuda",
+    )
+    batches = progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
+    objects = [dataset.ground_truth(i) for i in range(len(dataset))]
+    evaluation = evaluate_detector(
+        predict_batches(detector, build_postprocess(config), batches, device=device, amp=config.runtime.amp),
+        objects,
+        num_classes=config.model.num_classes,
+        protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
+        processes=processes,
+        picture_ids=frozenset(objects[i].image_id for i in gallery_indices(config, dataset, processes)),
+    )
+    if processes.is_main:
+        show_evaluation(
+            evaluation,
+            objects=objects,
+            class_names=dataset.categories,
+            read_image=dataset.read_image,
+            score_threshold=config.evaluation.gallery_score,
+            logger=logger,
+            folder=folder,
+            step=step,
+        )
+    return max(evaluation.metrics.summary()["mAP"], 0.0)
+
+
+def gallery_indices(config: Config, dataset: CocoDetection, processes: Processes) -> list[int]:
+    """Images of the main process, evenly over the range of object counts."""
+    mine = range(processes.rank, len(dataset), processes.world_size)
+    by_count = sorted(mine, key=lambda index: int(dataset.objects_per_image[index]))
+    wanted = min(config.evaluation.gallery_images, len(by_count))
+    if not processes.is_main or wanted == 0:
+        return []
+    return [by_count[round(i * (len(by_count) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
+
+
+def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:
+    """Weights of init_from, or of the backbone; says where they came from."""
+    if config.init_from is not None:
+        state = load_checkpoint(Path(config.init_from)).model
+        kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
+        return f"{config.init_from}; initial values kept in {len(kept)} tensors" if kept else config.init_from
+    backbone = config.model.backbone
+    if backbone.weights is None:
+        return "random weights"
+    if not processes.is_main:
+        wait_for_all(processes)  # the main process downloads
+    source = load_backbone_weights(detector.backbone, name=backbone.name, weights=backbone.weights)  # type: ignore[arg-type]
+    if processes.is_main:
+        wait_for_all(processes)
+    return f"backbone {source}"
+
+
+def check_classes(config: Config, dataset: CocoDetection) -> None:
+    """Raises DataError."""
+    found, expected = len(dataset.categories), config.model.num_classes
+    if found != expected:
+        raise DataError(
+            f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}), but "
+            f"model.num_classes is {expected}; set model.num_classes: {found}"
+        )
+
+
+def announce(
+    logger: RunLogger, config: Config, detector: nn.Module, dataset: CocoDetection, processes: Processes, origin: str
+) -> None:
+    """What is about to run."""
+    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in detector.parameters())
+    logger.say(
+        f"{config.model.detector}: {every / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trainable, from {origin}"
+    )
+    left_out = dataset.dropped | dataset.skipped
+    logger.say(f"{dataset.statistics()}" + (f"; left out: {left_out}" if left_out else ""))
+    batch = config.data.batch_size * processes.world_size
+    logger.say(
+        f"{processes.world_size} process(es) on {processes.device.type}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, batch of {batch}, {config.optim.epochs} epochs"
+    )
+    expected = config.optim.processes
+    if expected is not None and expected != processes.world_size:
+        logger.say(
+            f"warning: optim.lr was chosen for {expected} processes, there are {processes.world_size}; it is not scaled"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
