@@ -14,7 +14,8 @@ def query_count(objects: Tensor, *, queries_per_object: float, min_queries: int,
 
     Source: Ye et al., D3Q, JSTARS 2025, dynamic query.
     """
-    queries = torch.ceil(objects.double().round() * queries_per_object)
+    # A diverged map (NaN) asks for the floor: that is the loss's to report.
+    queries = torch.ceil(objects.double().nan_to_num(nan=0.0).round() * queries_per_object)
     return queries.clamp(min_queries, max_queries).long()
 
 

@@ -171,8 +171,16 @@ def _image_records(rows: np.ndarray, objects: Sequence[ObjectRecord]) -> Iterato
 
 
 def _count_errors(table: np.ndarray, objects: Sequence[ObjectRecord]) -> dict[str, float]:
-    """Table (N, 3): image id, query count, predicted count (NaN without a density map)."""
+    """Table (N, 3): image id, query count, predicted count (NaN without a density map).
+
+    Raises ValueError unless every image was predicted exactly once.
+    """
     counts = {record.image_id: int((~record.crowd).sum()) for record in objects}
+    seen, times = np.unique(table[:, 0].astype(np.int64), return_counts=True)
+    if (times > 1).any():
+        raise ValueError(f"images {seen[times > 1][:10].tolist()} were predicted twice")
+    if missing := sorted(counts.keys() - set(seen.tolist())):
+        raise ValueError(f"{len(missing)} images were not predicted, for example {missing[:10]}")
     true_counts = np.array([counts[int(image_id)] for image_id in table[:, 0]])
     estimates = None if np.isnan(table[:, 2]).any() else table[:, 2]
     return count_metrics(estimates, table[:, 1], true_counts)

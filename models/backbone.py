@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -62,7 +61,6 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps of `out_strides`, finest first."""
-        images = images.contiguous(memory_format=torch.channels_last)
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
         maps = []
         for stage, (layer,) in enumerate(self.stages()[1:]):
@@ -151,7 +149,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps of `out_strides`, finest first."""
-        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        x = self.stem(images)
         maps = []
         for depth, group in enumerate(self.groups):
             x = group(x)
@@ -179,7 +177,6 @@ def build_backbone(
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    backbone.to(memory_format=torch.channels_last)  # faster on CPUs and on GPUs with half precision
     for modules in backbone.stages()[: frozen_stages + 1]:
         for module in modules:
             module.requires_grad_(False)

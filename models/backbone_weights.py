@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -64,7 +65,7 @@ def _torchvision_file(name: str, weights: str) -> Path:
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(cached), hash_prefix=cached.stem.split("-")[-1], progress=False)
-        except OSError as error:
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of what came is wrong
             raise WeightsError(
                 f"cannot fetch {url} ({error}); put the file at {cached}, or start from random weights with "
                 "model.backbone.weights: null"

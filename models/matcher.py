@@ -93,7 +93,10 @@ class HungarianMatcher:
         pixels = cxcywh_to_xyxy(boxes.float()) * size_factor(target.size, boxes)
         cost = self._cost(logits.float(), pixels, target, labels).T.contiguous()  # scipy is faster on few rows
         if not bool(torch.isfinite(cost).all()):  # sync
-            raise NonFiniteCostError("the matching cost is NaN or infinite: training has diverged")
+            raise NonFiniteCostError(
+                "the matching cost is NaN or infinite, as the predictions are: training has diverged; lower optim.lr, "
+                "set optim.clip_grad_norm, or runtime.amp: none"
+            )
         rows, columns = linear_sum_assignment(cost.cpu().numpy())
         assignment = Assignment(torch.from_numpy(columns).to(logits.device), torch.from_numpy(rows).to(logits.device))
         return self._drop_off_centre(assignment, pixels, target) if self.drop_off_centre else assignment

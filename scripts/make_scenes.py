@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3
     return 0
 
 

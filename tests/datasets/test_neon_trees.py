@@ -70,9 +70,9 @@ def test_writes_tiles_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_another_wheel_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wheel = tmp_path / "fake.whl"
     _fake_wheel(wheel)
-    assert script.main(["--out", str(tmp_path / "trees"), "--wheel", str(wheel)]) == 2
+    assert script.main(["--out", str(tmp_path / "trees"), "--wheel", str(wheel)]) == 3
     assert "sha256" in capsys.readouterr().err
-    assert script.main(["--out", str(tmp_path / "trees"), "--wheel", str(tmp_path / "none.whl")]) == 2
+    assert script.main(["--out", str(tmp_path / "trees"), "--wheel", str(tmp_path / "none.whl")]) == 3
     assert "check --wheel" in capsys.readouterr().err
     assert not (tmp_path / "trees").exists()
 
@@ -85,7 +85,7 @@ def test_no_index_says_what_to_do(
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found\n")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert script.main(["--out", str(tmp_path / "trees")]) == 2
+    assert script.main(["--out", str(tmp_path / "trees")]) == 3
     message = capsys.readouterr().err
     assert "No matching distribution found" in message
     assert "--wheel FILE" in message

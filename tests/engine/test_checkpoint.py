@@ -1,0 +1,99 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_weights,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+
+CHECKPOINT = Checkpoint(
+    model={"weight": torch.arange(6.0).view(2, 3)},
+    config="model: {}\n",
+    categories=["a", "b"],
+    epoch=2,
+    step=20,
+    optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+    scaler={},
+    random_states=[torch.arange(5, dtype=torch.uint8)],
+    best_score=0.25,
+    evaluated=True,
+)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, CHECKPOINT)
+    found = load_checkpoint(path)
+    assert torch.equal(found.model["weight"], CHECKPOINT.model["weight"])
+    assert torch.equal(found.random_states[0], CHECKPOINT.random_states[0])
+    assert found.optimizer["param_groups"] == CHECKPOINT.optimizer["param_groups"]
+    assert (found.config, found.categories, found.epoch, found.step) == ("model: {}\n", ["a", "b"], 2, 20)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_failing_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, CHECKPOINT)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, replace(CHECKPOINT, epoch=3))
+    assert load_checkpoint(path).epoch == 2
+
+
+@pytest.mark.parametrize("position", [0.3, 0.5, 0.9])
+def test_every_damaged_byte_is_noticed(tmp_path: Path, position: float) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, replace(CHECKPOINT, model={"weight": torch.randn(200, 200)}))
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.pth"):
+        load_checkpoint(path)
+
+
+def test_weights_must_fit_unless_reset() -> None:
+    detector = nn.ModuleDict({"body": nn.Linear(2, 3), "content_queries": nn.Embedding(4, 2), "head": nn.Linear(3, 5)})
+    state = {name: torch.full_like(value, 7.0) for name, value in detector.state_dict().items()}
+    state |= {
+        "head.weight": torch.zeros(2, 3),
+        "head.bias": torch.zeros(2),
+        "content_queries.weight": torch.zeros(3, 2),
+    }
+    del state["body.bias"]
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors missing, 0 unexpected, 3 of another shape; first: body\.bias"
+    ):
+        load_weights(detector, state, source="x.pth")
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    kept = load_weights(detector, state, source="x.pth", reset=True)
+    assert set(kept) == {"body.bias", "head.weight", "head.bias", "content_queries.weight"}
+    after = detector.state_dict()
+    assert (after["body.weight"] == 7).all()
+    assert torch.equal(after["head.weight"], before["head.weight"])
+    assert (after["content_queries.weight"][:3] == 0).all()
+    assert torch.equal(after["content_queries.weight"][3], before["content_queries.weight"][3])
+
+
+def test_weights_of_something_else_are_refused_even_with_reset() -> None:
+    with pytest.raises(CheckpointError, match="not one"):
+        load_weights(nn.Linear(2, 2), {"other": torch.zeros(1)}, source="x.pth", reset=True)
+
+
+def test_random_state_is_restored() -> None:
+    state = random_state(torch.device("cpu"))
+    first = torch.rand(5)
+    restore_random_state(state, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), first)

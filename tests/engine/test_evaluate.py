@@ -1,0 +1,86 @@
+"""Evaluation of hand-made predictions, in one process and gathered from two."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from engine.detection_metrics import AITOD
+from engine.distributed import Processes
+from engine.evaluate import Evaluation, ImagePrediction, evaluate_detector
+
+ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Truth:
+    image_id: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+
+
+def truth(image_id: int, boxes: list[list[float]]) -> Truth:
+    array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    count = len(array)
+    return Truth(image_id, array, np.zeros(count, np.int64), array[:, 2] * array[:, 3], np.zeros(count, bool))
+
+
+def prediction(image_id: int, boxes: list[list[float]], *, count: float | None = 2.0) -> ImagePrediction:
+    corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    return ImagePrediction(
+        image_id=image_id,
+        boxes=corners,
+        scores=torch.linspace(0.9, 0.5, len(corners)),
+        labels=torch.zeros(len(corners), dtype=torch.int64),
+        num_queries=10,
+        predicted_count=count,
+        density_map=None,
+        density_extent=(1.0, 1.0),
+    )
+
+
+TRUTHS = [truth(5, [[10, 10, 8, 8], [30, 30, 8, 8]]), truth(7, []), truth(2**40, [[5, 5, 12, 12]])]
+
+
+def evaluate_all(predictions: list[ImagePrediction], **options: object) -> Evaluation:
+    return evaluate_detector([(predictions, 0.5)], TRUTHS, num_classes=1, protocol=AITOD, processes=ALONE, **options)  # type: ignore[arg-type]
+
+
+def test_perfect_predictions_score_one_whatever_their_order() -> None:
+    perfect = [
+        prediction(2**40, [[5, 5, 17, 17]]),
+        prediction(7, []),
+        prediction(5, [[10, 10, 18, 18], [30, 30, 38, 38]]),
+    ]
+    evaluation = evaluate_all(perfect, picture_ids=frozenset({7}))
+    assert evaluation.metrics.summary()["mAP"] == pytest.approx(1.0)
+    assert [picture.image_id for picture in evaluation.pictures] == [7]
+    assert evaluation.counts["count_MAE"] == pytest.approx(1.0)  # 2 predicted for 2, 0 and 1 objects
+    assert evaluation.counts["coverage"] == 1.0
+    assert evaluation.seconds_per_image == pytest.approx(0.5 / 3)
+
+
+def test_a_miss_and_a_false_alarm_lower_the_score() -> None:
+    evaluation = evaluate_all(
+        [prediction(5, [[0, 0, 8, 8], [30, 30, 38, 38]]), prediction(7, []), prediction(2**40, [])]
+    )
+    assert 0.0 < evaluation.metrics.summary()["mAP_50"] < 0.5
+
+
+def test_without_a_density_map_there_is_no_count_error() -> None:
+    evaluation = evaluate_all([prediction(t.image_id, [], count=None) for t in TRUTHS])
+    assert np.isnan(evaluation.counts["count_MAE"])
+    assert evaluation.counts["mean_queries"] == 10
+
+
+def test_an_image_seen_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        evaluate_all([prediction(5, []), prediction(5, []), prediction(7, []), prediction(2**40, [])])
+
+
+def test_a_missing_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="7"):
+        evaluate_all([prediction(5, []), prediction(2**40, [])])

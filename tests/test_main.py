@@ -1,0 +1,119 @@
+"""Whole runs from the command line: train, evaluate, resume, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import write_experiment
+
+import main
+from engine.checkpoint import load_checkpoint
+
+ROOT = Path(main.__file__).parent
+COUNTS = [3, 0, 0, 5, 2]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    return write_experiment(tmp_path, train=COUNTS, val=[4, 0, 1, 3, 2])
+
+
+def run(config: Path, output: Path, *settings: str) -> None:
+    assert main.main(["--config", str(config), "--set", f"runtime.output_dir={output}", *settings]) == 0
+
+
+def numbers(folder: Path) -> dict:
+    record = json.loads((folder / "evaluation.json").read_text())
+    return {key: record[key] for key in ("detection", "classes", "counts")}
+
+
+def flat_tensors(value: object, name: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return {key: tensor for k, v in items for key, tensor in flat_tensors(v, f"{name}.{k}").items()}
+
+
+def test_a_run_leaves_everything_and_its_checkpoint_gives_the_same_numbers(experiment: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(experiment, output)
+    for name in ("config.yaml", "last.pth", "best.pth", "log.txt", "metrics.jsonl", "evaluation/gallery.png"):
+        assert (output / name).is_file(), name
+    assert list((output / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert steps == list(range(1, 10))  # five images in batches of two, three epochs
+    assert {"loss/class", "loss/encoder.giou", "loss/density", "lr/backbone", "gradient_norm"} <= set(records[0])
+    assert main.main(["--eval", "--resume", str(output / "last.pth")]) == 0
+    assert numbers(output / "evaluation_last") == numbers(output / "evaluation")
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stopping_and_resuming_gives_bit_identical_weights(
+    experiment: Path, tmp_path: Path, stop: int, workers: int
+) -> None:
+    run(experiment, tmp_path / "whole")
+    run(experiment, tmp_path / "parts", f"optim.epochs={stop}", f"data.num_workers={workers}")
+    last = tmp_path / "parts" / "last.pth"
+    assert main.main(["--resume", str(last), "--set", "optim.epochs=3"]) == 0
+    whole, parts = load_checkpoint(tmp_path / "whole" / "last.pth"), load_checkpoint(last)
+    assert (whole.epoch, whole.step, whole.best_score) == (parts.epoch, parts.step, parts.best_score)
+    for name in ("model", "optimizer", "random_states"):
+        expected, found = flat_tensors(getattr(whole, name)), flat_tensors(getattr(parts, name))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+    first, second = (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
+    train_steps = [
+        [json.loads(line)["step"] for line in path.read_text().splitlines() if '"train"' in line]
+        for path in (first, second)
+    ]
+    assert train_steps[0] == train_steps[1]
+
+
+def test_a_finished_run_says_so(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(experiment, tmp_path / "run", "optim.epochs=1")
+    assert main.main(["--resume", str(tmp_path / "run" / "last.pth")]) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fixed", ["model.d3q=null", "model.denoising=null"])
+def test_without_a_part(experiment: Path, tmp_path: Path, fixed: str) -> None:
+    run(experiment, tmp_path / "run", "optim.epochs=1", fixed)
+    counts = numbers(tmp_path / "run" / "evaluation")["counts"]
+    assert (counts["count_MAE"] is None) == (fixed == "model.d3q=null")
+
+
+def test_two_processes_train_and_evaluate_each_image_once(experiment: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(ROOT / "main.py")]
+    arguments = ["--config", str(experiment), "--set", f"runtime.output_dir={output}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((output / "evaluation" / "evaluation.json").read_text())
+    assert record["counts"]["images"] == 5
+    checkpoint = load_checkpoint(output / "last.pth")
+    assert len(checkpoint.random_states) == 2
+    assert checkpoint.step == 6  # three images per process, two per step, three epochs
+    assert main.main(["--eval", "--resume", str(output / "last.pth")]) == 0
+    assert numbers(output / "evaluation_last") == numbers(output / "evaluation")
+
+
+def test_init_from_takes_what_fits_only_when_asked(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(experiment, tmp_path / "first", "optim.epochs=1", "model.num_queries=20")
+    start = [f"init_from={tmp_path / 'first' / 'last.pth'}", "optim.epochs=1"]
+    refused = ["--config", str(experiment), "--set", f"runtime.output_dir={tmp_path / 'second'}", *start]
+    assert main.main(refused) == 4
+    assert "reset_head: true" in capsys.readouterr().err
+    run(experiment, tmp_path / "second", *start, "reset_head=true", "optim.lr=1e-12")
+    first, second = (load_checkpoint(tmp_path / name / "last.pth").model for name in ("first", "second"))
+    assert torch.allclose(first["content_queries.weight"], second["content_queries.weight"][:20], atol=1e-6)
+    assert torch.allclose(first["decoder.norm.weight"], second["decoder.norm.weight"], atol=1e-6)
