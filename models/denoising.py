@@ -71,8 +71,7 @@ class Denoising(nn.Module):
         padding_mask = torch.ones(len(targets), slots, dtype=torch.bool, device=labels.device)
         padding_mask[image, index] = False
         return DenoisingQueries(
-            # The embedding takes part even without objects, so that every process has its gradient.
-            content=padded_content.index_put((image, index), content) + 0.0 * self.label_embedding.weight.sum(),
+            content=padded_content.index_put((image, index), content),
             boxes_unact=padded_boxes.index_put((image, index), boxes_unact),
             num_groups=groups,
             group_size=2 * most,

@@ -84,6 +84,10 @@ def test_autocast_keeps_what_places_boxes_in_float32(
     monkeypatch.setattr(models.attention, "ms_deform_attn", spy)
     low: list[torch.dtype] = []
     hook = detector.encoder.layers[0].ffn[0].register_forward_hook(lambda m, i, result: low.append(result.dtype))
+    exact: dict[str, torch.dtype] = {}
+    for name_of, module in detector.named_modules():
+        if name_of.endswith(("sampling_offsets", "deltas", "box_head.hidden", "proposal_head.classifier")):
+            module.register_forward_hook(lambda m, i, result, key=name_of: exact.update({key: result.dtype}))
     images, mask = random_images([(SIDE, SIDE), (80, SIDE)])
     targets = [random_target(6, (SIDE, SIDE)), random_target(2, (80, SIDE))]
     with torch.autocast("cpu", dtype):
@@ -93,6 +97,8 @@ def test_autocast_keeps_what_places_boxes_in_float32(
     assert low == [dtype]  # the test is under autocast
     assert len(attended) == config.model.encoder.num_layers + config.model.decoder.num_layers
     assert set(attended) == {(torch.float32,) * 3}
+    assert len(exact) >= len(attended) + config.model.decoder.num_layers + 2
+    assert set(exact.values()) == {torch.float32}, exact
     predictions = [output.queries, output.proposals, output.selected]
     predictions += [output.denoising] if output.denoising is not None else []
     kinds = {tensor.dtype for p in predictions for tensor in (p.logits, p.boxes)}
