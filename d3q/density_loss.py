@@ -47,7 +47,7 @@ def density_target(
                  and at borders); sum: added, and each kernel's mass inside the map scaled to one
     returns      (H, W)  float32, objects per cell
 
-    A centre outside the map counts for nothing.
+    A kernel whose centre lies outside the map keeps the part that is inside.
     Source: Ye et al., D3Q, JSTARS 2025; kernel radius as in CornerNet with overlap 0.3, sigma = (2r+1)/6.
     """
     rows, columns = map_size

@@ -1,7 +1,7 @@
 """Losses of a detector's output: every decoder layer, the encoder's proposals, denoising queries, and aux."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -194,13 +194,13 @@ class Criterion:
         true_labels = [target.labels for target in targets]
         work = [
             (self.decoder, part)
-            for matched in self._match(self.decoder, output.queries, targets, true_labels)
+            for matched in self._match(self.decoder, output.queries, targets, true_labels, prefix="")
             for part in (_split_images(matched) if self.decoder_normalizer == "image" else [matched])
         ]
         labels = [torch.zeros_like(label) for label in true_labels] if self.class_agnostic else true_labels
         proposals = output.proposals if self.encoder_tokens == "all" else output.selected
-        (encoder,) = self._match(self.encoder, proposals, targets, labels)
-        work.append((self.encoder, _rename(encoder, "encoder.")))
+        sets = self._match(self.encoder, proposals, targets, labels, prefix="encoder.")
+        work += [(self.encoder, matched) for matched in sets]
         if output.denoising is not None and output.denoising_queries is not None:
             sets = _denoising_sets(output.denoising, output.denoising_queries, targets)
             work += [(self.decoder, matched) for matched in sets]
@@ -208,10 +208,15 @@ class Criterion:
 
     @staticmethod
     def _match(
-        loss: SetLoss, predictions: LayerPredictions, targets: Sequence[Target], labels: Sequence[Tensor]
+        loss: SetLoss,
+        predictions: LayerPredictions,
+        targets: Sequence[Target],
+        labels: Sequence[Tensor],
+        *,
+        prefix: str,
     ) -> list[MatchedSet]:
         sets = []
-        for name, logits, boxes in _layers(predictions, ""):
+        for name, logits, boxes in _layers(predictions, prefix):
             assignments = loss.match(logits.detach(), boxes.detach(), predictions.padding_mask, targets, labels)
             matched = sum(len(assignment.query) for assignment in assignments)
             negatives = int((~predictions.padding_mask).sum()) - matched  # sync
@@ -230,26 +235,24 @@ def _layers(predictions: LayerPredictions, prefix: str) -> list[tuple[str, Tenso
     ]
 
 
-def _rename(matched: MatchedSet, name: str) -> MatchedSet:
-    return MatchedSet(
-        name, matched.logits, matched.boxes, matched.padding_mask, matched.assignments, matched.targets,
-        matched.labels, matched.num_negatives,
-    )  # fmt: skip
-
-
 def _split_images(matched: MatchedSet) -> list[MatchedSet]:
     """One set per image."""
     parts = []
     for i, assignment in enumerate(matched.assignments):
-        row = slice(i, i + 1)
-        mask = matched.padding_mask[row]
-        negatives = int((~mask).sum()) - len(assignment.query)  # sync
+        image = slice(i, i + 1)
+        mask = matched.padding_mask[image]
         parts.append(
-            MatchedSet(
-                matched.name, matched.logits[row], matched.boxes[row], mask, [assignment],
-                matched.targets[row], matched.labels[row], negatives,
+            replace(
+                matched,
+                logits=matched.logits[image],
+                boxes=matched.boxes[image],
+                padding_mask=mask,
+                assignments=[assignment],
+                targets=matched.targets[image],
+                labels=matched.labels[image],
+                num_negatives=int((~mask).sum()) - len(assignment.query),  # sync
             )
-        )  # fmt: skip
+        )
     return parts
 
 

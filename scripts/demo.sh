@@ -29,13 +29,13 @@ step() { printf '\n== %s (%d s since set-up)\n' "$1" "$((SECONDS - started))"; }
 step "weights and data"
 "$python" scripts/fetch_weights.py --out weights
 if [[ $name == scenes ]]; then
-    "$python" scripts/make_scenes.py --out data/scenes --train 700 --val 100 --size 256 --max-count 150 --workers 2
+    "$python" scripts/make_scenes.py --out data/scenes --train 500 --val 100 --size 256 --max-count 150 --workers 2
 else
     "$python" scripts/prepare_neon_trees.py --out data/neon_trees
 fi
 
 # A first part, then the rest from its checkpoint: the way a run on a shared machine goes.
-epochs=$(sed -n 's/^ *epochs: *\([0-9]*\).*/\1/p' "$config")
+epochs=$("$python" main.py --config "$config" --print-config | sed -n 's/^  epochs: //p')
 rm -rf -- "$run"
 step "training, epochs 1 to $((epochs - 1))"
 "$python" main.py --config "$config" --set runtime.output_dir="$run" optim.epochs=$((epochs - 1))
