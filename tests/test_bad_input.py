@@ -85,7 +85,8 @@ def test_missing_image_and_root(experiment: Path, tmp_path: Path, capsys: pytest
 def test_usage(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--resume" in fails(["--eval", "--config", str(experiment)], 2, capsys)
     assert "--config" in fails([], 2, capsys)
-    assert "did you mean 'optim.lr'" in fails(["--config", str(experiment), "--set", "optim.lrr=1"], 2, capsys)
+    message = fails(["--config", str(experiment), "--set", "optim.lrr=1"], 2, capsys)
+    assert "--set optim.lrr: optim: unknown key 'lrr'; did you mean 'lr'?" in message
     assert "no_such.yaml" in fails(["--config", "no_such.yaml"], 2, capsys)
     experiment.write_text(experiment.read_text().replace("min_queries", "min_querys"))
     message = fails(["--config", str(experiment)], 2, capsys)
