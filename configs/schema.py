@@ -290,6 +290,19 @@ class FidelityConfig:
     it."""
     mask_denoising_padding: bool = False
     """Hide the empty denoising slots of an image with fewer objects than its mates; false as published."""
+    max_denoising_queries: int | None = None
+    """Most denoising queries of an image, two per object: of more objects a random choice is noised. null as
+    published: no limit, 3,000 queries for 1,500 objects."""
+    round_objects: bool = True
+    """Round the estimated count before it is multiplied by queries_per_object, as published; false multiplies the
+    estimate itself."""
+    log_size_form: Literal["clamped", "logsigmoid"] = "clamped"
+    """The log-size loss. clamped: sizes below 1e-12 count as that and get no gradient; above, it is the published one.
+    logsigmoid: computed from the box logits, finite with a gradient at any size."""
+
+    def __post_init__(self) -> None:
+        limit = self.max_denoising_queries
+        require(limit is None or limit >= 2, "max_denoising_queries", f"must be >= 2, got {limit}")
 
 
 @dataclass(frozen=True, kw_only=True)

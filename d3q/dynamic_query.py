@@ -6,16 +6,21 @@ from torch import Tensor, nn
 from d3q.density_branch import DensityBranch, count_objects
 
 
-def query_count(objects: Tensor, *, queries_per_object: float, min_queries: int, max_queries: int) -> Tensor:
-    """Queries for an estimated number of objects; the estimate is rounded half to even first, as published.
+def query_count(
+    objects: Tensor, *, queries_per_object: float, min_queries: int, max_queries: int, round_objects: bool = True
+) -> Tensor:
+    """Queries for an estimated number of objects, rounded up.
 
-    objects    (B,)  estimated objects per image, >= 0
-    returns    (B,)  int64 in [min_queries, max_queries]
+    objects         (B,)  estimated objects per image, >= 0
+    round_objects   round the estimate half to even before it is multiplied, as published: counts are then multiples
+                    of a whole queries_per_object
+    returns         (B,)  int64 in [min_queries, max_queries]
 
     Source: Ye et al., D3Q, JSTARS 2025, dynamic query.
     """
     # A diverged map (NaN) asks for the floor: that is the loss's to report.
-    queries = torch.ceil(objects.double().nan_to_num(nan=0.0).round() * queries_per_object)
+    objects = objects.double().nan_to_num(nan=0.0)
+    queries = torch.ceil((objects.round() if round_objects else objects) * queries_per_object)
     return queries.clamp(min_queries, max_queries).long()
 
 
@@ -26,16 +31,24 @@ class DensityBudget(nn.Module):
     queries_per_object   queries per estimated object
     min_queries          floor of every image
     max_queries          ceiling of every image
+    round_objects        see `query_count`
     """
 
     def __init__(
-        self, *, density_branch: DensityBranch, queries_per_object: float, min_queries: int, max_queries: int
+        self,
+        *,
+        density_branch: DensityBranch,
+        queries_per_object: float,
+        min_queries: int,
+        max_queries: int,
+        round_objects: bool = True,
     ) -> None:
         super().__init__()
         self.density_branch = density_branch
         self.queries_per_object = queries_per_object
         self.min_queries = min_queries
         self.max_queries = max_queries
+        self.round_objects = round_objects
 
     def forward(self, feature_map: Tensor, padding_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, D, H, W), (B, H, W) -> num_queries (B,) int64; aux with `density_map` and `predicted_count` (B,).
@@ -50,5 +63,6 @@ class DensityBudget(nn.Module):
             queries_per_object=self.queries_per_object,
             min_queries=self.min_queries,
             max_queries=self.max_queries,
+            round_objects=self.round_objects,
         )
         return num_queries, {"density_map": density_map, "predicted_count": predicted_count}

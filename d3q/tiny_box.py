@@ -1,33 +1,56 @@
 """Log-size box distance: ONE formula for the loss and the matching cost."""
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LOSS_TARGET_EPS = torch.finfo(torch.float32).eps
 SMALLEST_SIZE = 1e-12
 
 
-def log_size_l1(pred: Tensor, target: Tensor, *, target_eps: float = 0.0) -> Tensor:
+def log_size_l1(pred: Tensor, target: Tensor, *, target_eps: float = 0.0, log_size: Tensor | None = None) -> Tensor:
     """|dcx| + |dcy| + |ln(w/w')| + |ln(h/h')| of boxes whose leading dimensions broadcast.
 
     pred, target   (..., 4)  cxcywh in [0, 1]
     target_eps     added to the target's sizes
+    log_size       (..., 2)  ln(w), ln(h) of pred, where they are known more exactly than pred says
     returns        (...)
 
     Differs from the reference: predicted sizes are clamped at 1e-12, where the reference turns infinite or NaN.
     Source: Ye et al., D3Q, JSTARS 2025, anchor-L1 loss.
     """
     centre = (pred[..., :2] - target[..., :2]).abs().sum(-1)
-    ratio = pred[..., 2:].clamp(min=SMALLEST_SIZE) / (target[..., 2:] + target_eps)
-    return centre + ratio.log().abs().sum(-1)
+    target_size = target[..., 2:] + target_eps
+    if log_size is None:
+        log_ratio = (pred[..., 2:].clamp(min=SMALLEST_SIZE) / target_size).log()
+    else:
+        log_ratio = log_size - target_size.log()
+    return centre + log_ratio.abs().sum(-1)
 
 
 class LogSizeL1:
-    """The box distance of D3Q: a size error counts by its ratio, so that a 4-pixel box still has a gradient."""
+    """The box distance of D3Q: a size error counts by its ratio, so that a 4-pixel box still has a gradient.
 
-    def aligned(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, 4), (N, 4) cxcywh -> (N,). The loss; the published one adds the float32 epsilon to the target."""
-        return log_size_l1(pred, target, target_eps=LOSS_TARGET_EPS)
+    form   of the loss. clamped: ln of the predicted size, which is at least 1e-12; a box that shrank below it gets
+           no gradient any more. logsigmoid: ln(sigmoid(x)) of the box logits, finite with a gradient at any size
+    """
+
+    def __init__(self, *, form: Literal["clamped", "logsigmoid"] = "clamped") -> None:
+        self.form = form
+
+    def aligned(self, pred: Tensor, target: Tensor, pred_unact: Tensor | None = None) -> Tensor:
+        """(N, 4), (N, 4) cxcywh -> (N,). The loss; the published one adds the float32 epsilon to the target.
+
+        pred_unact   (N, 4)  logits of pred; needed by the form logsigmoid. Raises ValueError without them
+        """
+        log_size = None
+        if self.form == "logsigmoid":
+            if pred_unact is None:
+                raise ValueError("LogSizeL1(form='logsigmoid') needs the logits of the boxes: pass pred_unact")
+            log_size = F.logsigmoid(pred_unact[..., 2:].float())
+        return log_size_l1(pred, target, target_eps=LOSS_TARGET_EPS, log_size=log_size)
 
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
         """(N, 4), (M, 4) cxcywh -> (N, M). The matching cost; the published one adds no epsilon."""

@@ -50,8 +50,8 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
 class L1Distance:
     """The box distance of DETR: the sum of the four absolute differences."""
 
-    def aligned(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, 4), (N, 4) cxcywh -> (N,)."""
+    def aligned(self, pred: Tensor, target: Tensor, pred_unact: Tensor | None = None) -> Tensor:
+        """(N, 4), (N, 4) cxcywh -> (N,); the logits are not used."""
         return (pred - target).abs().sum(-1)
 
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:

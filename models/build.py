@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from configs.schema import Config, CriterionConfig, ModelConfig, SetLossConfig, TransformerConfig
+from configs.schema import Config, ModelConfig, SetLossConfig, TransformerConfig
 from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1
 from models.backbone import build_backbone
 from models.boxes import L1Distance
@@ -37,8 +37,8 @@ def build_criterion(config: Config) -> Criterion:
     if model.d3q is not None:
         auxiliary_losses.append(DensityLoss(weight=criterion.density_weight, merge=config.fidelity.density_merge))
     return Criterion(
-        decoder=_build_set_loss(criterion.decoder, criterion),
-        encoder=_build_set_loss(criterion.encoder, criterion),
+        decoder=_build_set_loss(criterion.decoder, config),
+        encoder=_build_set_loss(criterion.encoder, config),
         encoder_tokens=criterion.encoder_tokens,
         class_agnostic=model.class_agnostic_proposals,
         decoder_normalizer=criterion.decoder_normalizer,
@@ -55,9 +55,14 @@ def _build_dino(config: Config) -> DINO:
     model = config.model
     denoising = None
     if model.denoising is not None:
-        denoising = Denoising(hidden_dim=model.hidden_dim, num_classes=model.num_classes, **asdict(model.denoising))
+        denoising = Denoising(
+            hidden_dim=model.hidden_dim,
+            num_classes=model.num_classes,
+            max_queries=config.fidelity.max_denoising_queries,
+            **asdict(model.denoising),
+        )
     return DINO(
-        **_shared_parts(model),
+        **_shared_parts(config),
         denoising=denoising,
         decoder=DinoDecoder(
             layers=_decoder_layers(model), heads=_prediction_heads(config), hidden_dim=model.hidden_dim
@@ -76,14 +81,15 @@ def _build_deformable_detr(config: Config) -> DeformableDETR:
     else:
         query_maker = ProposalQueries(hidden_dim=model.hidden_dim)
     return DeformableDETR(
-        **_shared_parts(model),
+        **_shared_parts(config),
         query_maker=query_maker,
         decoder=DeformableDecoder(layers=_decoder_layers(model), heads=_prediction_heads(config)),
     )
 
 
-def _shared_parts(model: ModelConfig) -> dict[str, Any]:
+def _shared_parts(config: Config) -> dict[str, Any]:
     """Everything up to the queries: the same in both detectors."""
+    model = config.model
     backbone = build_backbone(
         name=model.backbone.name,
         out_strides=model.backbone.out_strides,
@@ -108,12 +114,13 @@ def _shared_parts(model: ModelConfig) -> dict[str, Any]:
         ),
         "encoder": Encoder(layers),
         "proposal_head": ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.num_classes),
-        "query_budget": _build_budget(model),
+        "query_budget": _build_budget(config),
         "class_agnostic": model.class_agnostic_proposals,
     }
 
 
-def _build_budget(model: ModelConfig) -> nn.Module:
+def _build_budget(config: Config) -> nn.Module:
+    model = config.model
     if model.d3q is None:
         return FixedBudget(model.num_queries)
     branch = DensityBranch(
@@ -126,6 +133,7 @@ def _build_budget(model: ModelConfig) -> nn.Module:
         queries_per_object=model.d3q.queries_per_object,
         min_queries=model.d3q.min_queries,
         max_queries=model.num_queries,
+        round_objects=config.fidelity.round_objects,
     )
 
 
@@ -148,8 +156,11 @@ def _prediction_heads(config: Config) -> PredictionHeads:
     )
 
 
-def _build_set_loss(loss: SetLossConfig, criterion: CriterionConfig) -> SetLoss:
-    box_distance: BoxDistance = LogSizeL1() if criterion.box_distance == "log_size_l1" else L1Distance()
+def _build_set_loss(loss: SetLossConfig, config: Config) -> SetLoss:
+    criterion = config.criterion
+    box_distance: BoxDistance = L1Distance()
+    if criterion.box_distance == "log_size_l1":
+        box_distance = LogSizeL1(form=config.fidelity.log_size_form)
     matcher = HungarianMatcher(
         classification=loss.classification,
         class_weight=loss.class_cost,

@@ -43,8 +43,8 @@ class MatchedSet:
     """Prefix of the loss names"""
     logits: Tensor
     """(B, Q, K)"""
-    boxes: Tensor
-    """(B, Q, 4)"""
+    boxes_unact: Tensor
+    """(B, Q, 4) logits"""
     padding_mask: Tensor
     """(B, Q) bool; no classification loss there"""
     assignments: Sequence[Assignment]
@@ -117,11 +117,13 @@ class SetLoss:
         true_labels = torch.cat([label[a.target] for a, label in zip(matched.assignments, matched.labels, strict=True)])
 
         class_loss = self._class_loss(matched, image, query, true_labels)
-        boxes = matched.boxes[image, query]
+        boxes_unact = matched.boxes_unact[image, query]
+        boxes = boxes_unact.sigmoid()
+        distance = self.box_distance.aligned(boxes, true_boxes, boxes_unact)
         giou = generalized_iou(cxcywh_to_xyxy(boxes) * factor, cxcywh_to_xyxy(true_boxes) * factor)
         return {
             f"{matched.name}class": self.class_weight * class_loss / class_normaliser,
-            f"{matched.name}box": self.box_weight * self.box_distance.aligned(boxes, true_boxes).sum() / box_normaliser,
+            f"{matched.name}box": self.box_weight * distance.sum() / box_normaliser,
             f"{matched.name}giou": self.giou_weight * (1 - giou).sum() / box_normaliser,
         }
 
@@ -173,10 +175,11 @@ class Criterion:
 
         Everything is float32, autocast or not. Raises NonFiniteCostError.
         """
-        with torch.autocast(output.queries.boxes.device.type, enabled=False):
+        boxes_unact = output.queries.boxes_unact
+        with torch.autocast(boxes_unact.device.type, enabled=False):
             work = self._matched_sets(output, targets)
             normalisers = _mean_over_processes(
-                output.queries.boxes.new_tensor([loss.normalisers(matched) for loss, matched in work])
+                boxes_unact.new_tensor([loss.normalisers(matched) for loss, matched in work])
             )
             losses: dict[str, Tensor] = {}
             for (loss, matched), normaliser in zip(work, normalisers, strict=True):
@@ -215,23 +218,22 @@ class Criterion:
         *,
         prefix: str,
     ) -> list[MatchedSet]:
+        mask = predictions.padding_mask
         sets = []
-        for name, logits, boxes in _layers(predictions, prefix):
-            assignments = loss.match(logits.detach(), boxes.detach(), predictions.padding_mask, targets, labels)
+        for name, logits, boxes_unact in _layers(predictions, prefix):
+            assignments = loss.match(logits.detach(), boxes_unact.detach().sigmoid(), mask, targets, labels)
             matched = sum(len(assignment.query) for assignment in assignments)
-            negatives = int((~predictions.padding_mask).sum()) - matched  # sync
-            sets.append(
-                MatchedSet(name, logits, boxes, predictions.padding_mask, assignments, targets, labels, negatives)
-            )
+            negatives = int((~mask).sum()) - matched  # sync
+            sets.append(MatchedSet(name, logits, boxes_unact, mask, assignments, targets, labels, negatives))
         return sets
 
 
 def _layers(predictions: LayerPredictions, prefix: str) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, logits, boxes) per layer; the last layer has no name of its own."""
+    """(name, class logits, box logits) per layer; the last layer has no name of its own."""
     last = len(predictions.logits) - 1
     return [
-        (prefix if i == last else f"{prefix}layer{i}.", logits, boxes)
-        for i, (logits, boxes) in enumerate(zip(predictions.logits, predictions.boxes, strict=True))
+        (prefix if i == last else f"{prefix}layer{i}.", logits, boxes_unact)
+        for i, (logits, boxes_unact) in enumerate(zip(predictions.logits, predictions.boxes_unact, strict=True))
     ]
 
 
@@ -245,7 +247,7 @@ def _split_images(matched: MatchedSet) -> list[MatchedSet]:
             replace(
                 matched,
                 logits=matched.logits[image],
-                boxes=matched.boxes[image],
+                boxes_unact=matched.boxes_unact[image],
                 padding_mask=mask,
                 assignments=[assignment],
                 targets=matched.targets[image],
@@ -260,17 +262,18 @@ def _denoising_sets(
     predictions: LayerPredictions, queries: DenoisingQueries, targets: Sequence[Target]
 ) -> list[MatchedSet]:
     """Denoising queries know their objects: the positive slots. Empty slots learn "no object" (published)."""
+    device = predictions.boxes_unact.device
+    groups = torch.arange(queries.num_groups, device=device)[:, None] * queries.group_size
     assignments = []
-    for target in targets:
-        objects = torch.arange(len(target.labels), device=predictions.boxes.device)
-        groups = torch.arange(queries.num_groups, device=predictions.boxes.device)[:, None] * queries.group_size
-        assignments.append(Assignment((groups + objects).flatten(), objects.repeat(queries.num_groups)))
+    for objects in queries.objects:
+        slots = groups + torch.arange(len(objects), device=device)
+        assignments.append(Assignment(slots.flatten(), objects.repeat(queries.num_groups)))
     labels = [target.labels for target in targets]
     negatives = sum(len(assignment.query) for assignment in assignments)
     nothing_padded = torch.zeros_like(predictions.padding_mask)
     return [
-        MatchedSet(name, logits, boxes, nothing_padded, assignments, targets, labels, negatives)
-        for name, logits, boxes in _layers(predictions, "denoising.")
+        MatchedSet(name, logits, boxes_unact, nothing_padded, assignments, targets, labels, negatives)
+        for name, logits, boxes_unact in _layers(predictions, "denoising.")
     ]
 
 

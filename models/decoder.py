@@ -96,7 +96,7 @@ class DinoDecoder(nn.Module):
     def forward(
         self, content: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Content (B, Q, D), boxes (B, Q, 4) in [0, 1] -> logits (layers, B, Q, K), boxes (layers, B, Q, 4)."""
+        """Content (B, Q, D), boxes (B, Q, 4) in [0, 1] -> class and box logits, (layers, B, Q, K) and (..., 4)."""
         queries = content
         looked_forward = boxes
         logits, outputs = [], []
@@ -107,7 +107,7 @@ class DinoDecoder(nn.Module):
             queries = layer(queries, self.position_head(encoding), boxes, memory, attention_mask)
             hidden = self.norm(queries)
             logits.append(classifier(hidden))
-            outputs.append((box_head(hidden) + inverse_sigmoid(looked_forward, BOX_EPS)).sigmoid())
+            outputs.append(box_head(hidden) + inverse_sigmoid(looked_forward, BOX_EPS))
             looked_forward = (box_head(queries) + inverse_sigmoid(boxes, DINO_REFERENCE_EPS)).sigmoid()
             boxes = looked_forward.detach()
         return torch.stack(logits).float(), torch.stack(outputs)
@@ -127,12 +127,12 @@ class DeformableDecoder(nn.Module):
     def forward(
         self, content: Tensor, position: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Content and position (B, Q, D), boxes (B, Q, 4) in [0, 1] -> logits and boxes of all layers."""
+        """Content and position (B, Q, D), boxes (B, Q, 4) in [0, 1] -> class and box logits of all layers."""
         queries = content
         logits, outputs = [], []
         for layer, classifier, box_head in zip(self.layers, self.heads.classifiers, self.heads.box_heads, strict=True):
             queries = layer(queries, position, boxes, memory, attention_mask)
             logits.append(classifier(queries))
-            outputs.append((box_head(queries) + inverse_sigmoid(boxes, BOX_EPS)).sigmoid())
-            boxes = outputs[-1].detach()
+            outputs.append(box_head(queries) + inverse_sigmoid(boxes, BOX_EPS))
+            boxes = outputs[-1].detach().sigmoid()
         return torch.stack(logits).float(), torch.stack(outputs)

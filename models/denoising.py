@@ -35,26 +35,39 @@ class Denoising(nn.Module):
     num_queries   asked-for positive queries; groups = max(1, num_queries // most objects of an image)
     label_noise   a label is redrawn with probability label_noise / 2
     box_noise     corner shift in half box sides; negatives are shifted by one to two of it
+    max_queries   most queries of an image, positive and negative together: where it has more objects, a random
+                  choice of them is noised. None: no limit (published)
     """
 
     def __init__(
-        self, *, hidden_dim: int, num_classes: int, num_queries: int, label_noise: float, box_noise: float
+        self,
+        *,
+        hidden_dim: int,
+        num_classes: int,
+        num_queries: int,
+        label_noise: float,
+        box_noise: float,
+        max_queries: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.label_noise = label_noise
         self.box_noise = box_noise
+        self.max_queries = max_queries
         self.label_embedding = nn.Embedding(num_classes, hidden_dim)
 
     def forward(self, targets: Sequence[Target], draws: NoiseDraws | None = None) -> DenoisingQueries:
         """One target per image; `draws` replaces the random numbers (tests)."""
-        counts = [len(target.labels) for target in targets]
+        objects = [self._choose(target) for target in targets]
+        counts = [len(chosen) for chosen in objects]
         most = max(counts, default=0)
-        groups = max(1, self.num_queries // most) if most else 1
+        wanted = self.num_queries if self.max_queries is None else min(self.num_queries, self.max_queries // 2)
+        groups = max(1, wanted // most) if most else 1
         # Group by group: all positives of the batch's images, then all negatives.
-        labels = torch.cat([target.labels for target in targets]).repeat(2 * groups)
-        boxes = torch.cat([target.boxes for target in targets]).repeat(2 * groups, 1)
+        pairs = list(zip(targets, objects, strict=True))
+        labels = torch.cat([target.labels[chosen] for target, chosen in pairs]).repeat(2 * groups)
+        boxes = torch.cat([target.boxes[chosen] for target, chosen in pairs]).repeat(2 * groups, 1)
         total = sum(counts)
         negative = torch.arange(len(labels), device=labels.device) // max(total, 1) % 2 == 1
         draws = draws or self._draw(labels, boxes)
@@ -76,7 +89,15 @@ class Denoising(nn.Module):
             num_groups=groups,
             group_size=2 * most,
             padding_mask=padding_mask,
+            objects=objects,
         )
+
+    def _choose(self, target: Target) -> Tensor:
+        """(n,) rows of the objects to be noised."""
+        count, device = len(target.labels), target.labels.device
+        if self.max_queries is None or 2 * count <= self.max_queries:
+            return torch.arange(count, device=device)
+        return torch.randperm(count, device=device)[: self.max_queries // 2].sort().values
 
     def _draw(self, labels: Tensor, boxes: Tensor) -> NoiseDraws:
         label_flip = torch.rand_like(labels, dtype=torch.float32)

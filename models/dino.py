@@ -85,13 +85,13 @@ class DINO(nn.Module):
             content = torch.cat([denoising.content, content], dim=1)
             boxes = torch.cat([denoising.boxes_unact.sigmoid(), boxes], dim=1)
 
-        logits, refined = self.decoder(content, boxes, Memory(memory, features), attention_mask)
+        logits, boxes_unact = self.decoder(content, boxes, Memory(memory, features), attention_mask)
         front, denoised = 0, None
         if denoising is not None:
             front = denoising.content.shape[1]
-            denoised = LayerPredictions(logits[:, :, :front], refined[:, :, :front], denoising.padding_mask)
+            denoised = LayerPredictions(logits[:, :, :front], boxes_unact[:, :, :front], denoising.padding_mask)
         return DetectorOutput(
-            queries=LayerPredictions(logits[:, :, front:], refined[:, :, front:], queries.padding_mask),
+            queries=LayerPredictions(logits[:, :, front:], boxes_unact[:, :, front:], queries.padding_mask),
             num_queries=num_queries,
             proposals=proposals.as_predictions(),
             selected=queries.as_predictions(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -38,8 +39,8 @@ class QueryBudget(Protocol):
 class BoxDistance(Protocol):
     """ONE object for matching cost and loss: they cannot diverge."""
 
-    def aligned(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, 4), (N, 4) cxcywh -> (N,)."""
+    def aligned(self, pred: Tensor, target: Tensor, pred_unact: Tensor | None = None) -> Tensor:
+        """(N, 4), (N, 4) cxcywh -> (N,); pred_unact (N, 4) are the logits of pred."""
 
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
         """(N, 4), (M, 4) cxcywh -> (N, M)."""
@@ -74,10 +75,15 @@ class LayerPredictions:
 
     logits: Tensor
     """(layers, B, Q, K); K+1 with softmax classification"""
-    boxes: Tensor
-    """(layers, B, Q, 4) cxcywh in [0, 1]"""
+    boxes_unact: Tensor
+    """(layers, B, Q, 4) cxcywh logits"""
     padding_mask: Tensor
     """(B, Q) bool"""
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """(layers, B, Q, 4) cxcywh in [0, 1]."""
+        return self.boxes_unact.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class ProposalSet:
     def as_predictions(self) -> LayerPredictions:
         """Every token as a prediction, padding included (published)."""
         nothing_padded = torch.zeros_like(self.padding_mask)
-        return LayerPredictions(self.logits[None], self.boxes_unact.sigmoid()[None], nothing_padded)
+        return LayerPredictions(self.logits[None], self.boxes_unact[None], nothing_padded)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class SelectedProposals:
 
     def as_predictions(self) -> LayerPredictions:
         """The selected proposals as predictions of the encoder."""
-        return LayerPredictions(self.logits[None], self.boxes_unact.sigmoid()[None], self.padding_mask)
+        return LayerPredictions(self.logits[None], self.boxes_unact[None], self.padding_mask)
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,8 @@ class DenoisingQueries:
     """2*N, N = most objects of an image of the batch"""
     padding_mask: Tensor
     """(B, G*2N) bool, True in the slots of objects that an image does not have"""
+    objects: Sequence[Tensor]
+    """Per image (n,) int64: rows of its target that are noised, all of them unless their number is limited"""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,13 @@ def test_objects_are_rounded_half_to_even_before_the_multiplication(objects: flo
     assert count.tolist() == [queries]
 
 
+def test_an_estimate_need_not_be_rounded() -> None:
+    objects = torch.tensor([0.4, 1.5, 2.5])
+    options = {"queries_per_object": 3.0, "min_queries": 0, "max_queries": 100}
+    assert query_count(objects, **options).tolist() == [0, 6, 6]
+    assert query_count(objects, round_objects=False, **options).tolist() == [2, 5, 8]
+
+
 def test_counts_are_clamped_image_by_image() -> None:
     objects = torch.tensor([0.0, 33.0, 34.0, 666.0, 667.0, 1e9])
     count = query_count(objects, queries_per_object=3.0, min_queries=100, max_queries=2000)

@@ -56,3 +56,40 @@ def test_a_tiny_box_has_a_gradient_of_one_over_its_size() -> None:
     target = torch.tensor([[0.5, 0.5, 0.004, 0.1]])
     (gradient,) = torch.autograd.grad(LogSizeL1().aligned(pred, target).sum(), pred)
     torch.testing.assert_close(gradient[0, 2:], torch.tensor([200.0, 5.0]))
+
+
+def test_both_forms_agree_on_ordinary_boxes() -> None:
+    pred_unact, target = torch.logit(boxes(50, 5)).requires_grad_(), boxes(50, 6)
+    values, gradients = [], []
+    for form in ("clamped", "logsigmoid"):
+        distance = LogSizeL1(form=form).aligned(pred_unact.sigmoid(), target, pred_unact)
+        values.append(distance.detach())
+        gradients.append(torch.autograd.grad(distance.sum(), pred_unact)[0])
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=2e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [-28.0, -104.0, -1e4])
+def test_only_logsigmoid_brings_a_vanished_box_back(logit: float) -> None:
+    target = torch.tensor([[0.5, 0.5, 0.01, 0.01]])
+    gradients = {}
+    for form in ("clamped", "logsigmoid"):
+        pred_unact = torch.tensor([[0.0, 0.0, logit, logit]], requires_grad=True)
+        distance = LogSizeL1(form=form).aligned(pred_unact.sigmoid(), target, pred_unact)
+        assert bool(distance.isfinite().all())
+        gradients[form] = torch.autograd.grad(distance.sum(), pred_unact)[0][0, 2:].tolist()
+    assert gradients == {"clamped": [0.0, 0.0], "logsigmoid": [-1.0, -1.0]}
+
+
+def test_logsigmoid_of_a_proposal_without_anchor() -> None:
+    """Invalid tokens have infinite logits: their box is the whole image."""
+    pred_unact = torch.full((1, 4), torch.inf, requires_grad=True)
+    target = torch.tensor([[0.5, 0.5, 0.01, 0.01]])
+    distance = LogSizeL1(form="logsigmoid").aligned(pred_unact.sigmoid(), target, pred_unact)
+    torch.testing.assert_close(distance, LogSizeL1().aligned(torch.ones(1, 4), target))
+    assert torch.autograd.grad(distance.sum(), pred_unact)[0].tolist() == [[0.0] * 4]
+
+
+def test_logsigmoid_needs_logits() -> None:
+    with pytest.raises(ValueError, match="pred_unact"):
+        LogSizeL1(form="logsigmoid").aligned(boxes(1, 0), boxes(1, 1))

@@ -108,7 +108,7 @@ def test_padded_queries_never_become_predictions(classification: str) -> None:
     queries = replace(
         output.queries,
         logits=output.queries.logits.masked_fill(padded[..., None], 50.0),
-        boxes=output.queries.boxes.masked_fill(padded[..., None], 0.25),
+        boxes_unact=output.queries.boxes_unact.masked_fill(padded[..., None], -1.0),
     )
     sizes = [(SIDE, SIDE)] * 3
     postprocess = PostProcess(classification=classification, max_detections=10**6)
