@@ -20,7 +20,14 @@ from torch import nn
 
 from configs.loader import ConfigError, dump_config, load_config, parse_config
 from configs.schema import Config
-from datasets.build import build_dataset, build_eval_loader, build_train_loader
+from datasets.build import (
+    build_dataset,
+    build_eval_loader,
+    build_train_loader,
+    check_classes,
+    check_trained_classes,
+    mean_density,
+)
 from datasets.coco import CocoDetection
 from datasets.structures import DataError
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
@@ -29,7 +36,7 @@ from engine.distributed import Processes, start_processes, stop_processes, wait_
 from engine.evaluate import evaluate_detector, predict_batches
 from engine.logger import RunLogger, progress
 from engine.optim import build_optimizer
-from engine.showcase import show_evaluation
+from engine.showcase import gallery_indices, show_evaluation
 from engine.train import NonFiniteLossError
 from engine.trainer import Trainer
 from models.backbone_weights import WeightsError, input_statistics, load_backbone_weights
@@ -130,7 +137,9 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
     training_set = build_dataset(data, training=True, seed=runtime.seed)
     validation_set = build_dataset(data, training=False, seed=runtime.seed)
     for dataset in (training_set, validation_set):
-        check_classes(config, dataset)
+        check_classes(dataset, config.model.num_classes)
+    if checkpoint is None:
+        config = resolve_initial_density(config, training_set)
     detector = build_detector(config)
     if checkpoint is None:
         origin = load_initial_weights(detector, config, processes)
@@ -175,11 +184,7 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
     """Evaluate the validation split of the config; results go beside the checkpoint."""
     dataset = build_dataset(config.data, training=False, seed=config.runtime.seed)
-    if list(dataset.categories) != checkpoint.categories:
-        raise DataError(
-            f"{dataset.table.path}: categories {list(dataset.categories)} are not those that {path} was trained on, "
-            f"{checkpoint.categories}; set data.root and data.val to a data set with the same classes"
-        )
+    check_trained_classes(dataset, checkpoint.categories, source=path)
     detector = build_detector(config)
     load_weights(detector, checkpoint.model, source=str(path))
     detector.to(processes.device)
@@ -211,13 +216,14 @@ def evaluate(
     )
     batches = progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
+    shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
     evaluation = evaluate_detector(
         predict_batches(detector, build_postprocess(config), batches, device=device, amp=config.runtime.amp),
         objects,
         num_classes=config.model.num_classes,
         protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
         processes=processes,
-        picture_ids=frozenset(objects[i].image_id for i in gallery_indices(config, dataset, processes)),
+        picture_ids=frozenset(objects[i].image_id for i in shown),
     )
     if processes.is_main:
         show_evaluation(
@@ -233,41 +239,32 @@ def evaluate(
     return max(evaluation.metrics.summary()["mAP"], 0.0)
 
 
-def gallery_indices(config: Config, dataset: CocoDetection, processes: Processes) -> list[int]:
-    """Images of the main process, evenly over the range of object counts."""
-    mine = range(processes.rank, len(dataset), processes.world_size)
-    by_count = sorted(mine, key=lambda index: int(dataset.objects_per_image[index]))
-    wanted = min(config.evaluation.gallery_images, len(by_count))
-    if not processes.is_main or wanted == 0:
-        return []
-    return [by_count[round(i * (len(by_count) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
+def resolve_initial_density(config: Config, training_set: CocoDetection) -> Config:
+    """For fresh weights: the density map starts at the mean density of the training set unless a number is given."""
+    d3q = config.model.d3q
+    if d3q is None or d3q.initial_density is not None:
+        return config
+    density = mean_density(training_set, config.data, stride=config.model.backbone.out_strides[0])
+    return replace(config, model=replace(config.model, d3q=replace(d3q, initial_density=density)))
 
 
 def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:
     """Weights of init_from, or of the backbone; says where they came from."""
+    start = "" if config.model.d3q is None else f"; density {config.model.d3q.initial_density:g} objects per cell"
     if config.init_from is not None:
         state = load_checkpoint(Path(config.init_from)).model
         kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
-        return f"{config.init_from}; initial values kept in {len(kept)} tensors" if kept else config.init_from
+        start = start if any(name.startswith("query_budget.") for name in kept) else ""
+        return f"{config.init_from}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"
     backbone = config.model.backbone
     if backbone.weights is None:
-        return "random weights"
+        return f"random weights{start}"
     if not processes.is_main:
         wait_for_all(processes)  # the main process downloads
     source = load_backbone_weights(detector.backbone, name=backbone.name, weights=backbone.weights)  # type: ignore[arg-type]
     if processes.is_main:
         wait_for_all(processes)
-    return f"backbone {source}"
-
-
-def check_classes(config: Config, dataset: CocoDetection) -> None:
-    """Raises DataError."""
-    found, expected = len(dataset.categories), config.model.num_classes
-    if found != expected:
-        raise DataError(
-            f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}), but "
-            f"model.num_classes is {expected}; set model.num_classes: {found}"
-        )
+    return f"backbone {source}{start}"
 
 
 def announce(
