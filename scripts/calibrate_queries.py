@@ -11,6 +11,8 @@ length of the trained query table, stays the ceiling.
 
 Two more passes show what that changes, over the range of object counts: AP, AR, queries and coverage with the
 checkpoint's budget, with the fitted one, and with the fitted one on the true counts instead of the estimated ones.
+Coverage is what recall needs at least, not what it gets: with a weak ranking of the proposals, queries beyond the
+number of objects still find objects. Read AP and AR before taking fewer queries.
 
 Fitted and measured on the same images, the coverage is a little optimistic for others: where val is the test set, name
 a split that was neither trained nor tested on by --set data.val.annotations=... data.val.images=...
@@ -36,7 +38,7 @@ from configs.schema import Config
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
-from engine.calibration import Calibration, UnreachableCoverageError, calibrate
+from engine.calibration import LEAST_QUERIES_PER_OBJECT, Calibration, UnreachableCoverageError, calibrate
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.detection_metrics import get_protocol
 from engine.distributed import Processes
@@ -180,6 +182,8 @@ def show(
         print(f"{name}: queries_per_object {budget.queries_per_object:g}, min_queries {budget.min_queries}", end="")
         print(f", at most {budget.max_queries}")
     print(f"{ORACLE}: as {CALIBRATED}, on the true number of objects\n\n{format_settings(results)}\n")
+    if fitted.queries_per_object == LEAST_QUERIES_PER_OBJECT:
+        print(f"queries_per_object {LEAST_QUERIES_PER_OBJECT:g} is the least that is tried")
     if calibration.images_beyond_ceiling:
         print(
             f"images with more objects than the ceiling model.num_queries {own.max_queries}, the length of the trained "

@@ -99,6 +99,16 @@ def test_oracle_count_spends_what_the_true_counts_ask_for(experiment: Path, tmp_
     assert results["oracle count"]["0"].mean_queries == 6
 
 
+def test_what_limits_the_fit_is_said(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crowded = write_experiment(tmp_path, train=[1], val=[2, 2, 2, 31]).parent / "data"
+    settings = ["--coverage", "0.75", "--out", str(tmp_path / "budget.yaml"), "--set", f"data.root={crowded}"]
+    assert calibrate(experiment, *settings)["oracle count"]["all"].coverage == 0.75
+    printed = capsys.readouterr().out
+    assert "queries_per_object 1 is the least that is tried" in printed
+    assert "ceiling model.num_queries 30, the length of the trained query table, which no budget covers: 1" in printed
+    assert f"--set data.root={crowded} model.d3q.queries_per_object=1.0 model.d3q.min_queries=5" in printed
+
+
 def test_unreachable_coverage(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blind = [f"runtime.output_dir={tmp_path}", "model.d3q.initial_density=1e-4", "optim.lr=1e-12", "optim.epochs=1"]
     assert main.main(["--config", str(experiment), "--set", *blind]) == 0
