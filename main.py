@@ -11,7 +11,7 @@ Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or weights, 5 the lo
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,18 +20,25 @@ from torch import nn
 
 from configs.loader import ConfigError, dump_config, load_config, parse_config
 from configs.schema import Config
-from datasets.build import build_dataset, build_eval_loader, build_train_loader
+from datasets.build import (
+    build_dataset,
+    build_eval_loader,
+    build_train_loader,
+    check_classes,
+    check_trained_classes,
+    mean_density,
+)
 from datasets.coco import CocoDetection
-from datasets.structures import DataError
+from datasets.structures import Batch, DataError
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
 from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
 from engine.evaluate import evaluate_detector, predict_batches
 from engine.logger import RunLogger, progress
 from engine.optim import build_optimizer
-from engine.showcase import show_evaluation
+from engine.showcase import gallery_indices, show_evaluation
 from engine.train import NonFiniteLossError
-from engine.trainer import Trainer
+from engine.trainer import Trainer, announce
 from models.backbone_weights import WeightsError, input_statistics, load_backbone_weights
 from models.build import build_criterion, build_detector, build_postprocess
 from models.matcher import NonFiniteCostError
@@ -67,12 +74,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and return the exit code; expected errors are one message, without a traceback."""
+    return exit_code(lambda: run(parse_arguments(arguments)), EXIT_CODES)
+
+
+def exit_code(work: Callable[[], object], codes: Mapping[type[Exception], int]) -> int:
+    """0, or after one of the errors of `codes`, whose message is printed, its code."""
     try:
-        run(parse_arguments(arguments))
-    except tuple(EXIT_CODES) as error:
+        work()
+    except tuple(codes) as error:
         message = error.summary() if isinstance(error, DataError) else str(error)
         print(f"error: {message}", file=sys.stderr, flush=True)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        return next(code for kind, code in codes.items() if isinstance(error, kind))
     finally:
         stop_processes()
     return 0
@@ -84,10 +96,39 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.config is None and arguments.resume is None:
         raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to go on with one")
     checkpoint = load_checkpoint(arguments.resume) if arguments.resume is not None else None
-    config = resolve_config(arguments, checkpoint)
+    config = resolve_config(arguments.set, file=arguments.config, resume=arguments.resume, checkpoint=checkpoint)
     if arguments.print_config:
         print(dump_config(config), end="")
         return
+    processes = start_runtime(config)
+    if arguments.eval and checkpoint is not None:
+        evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
+    else:
+        train(config, checkpoint, processes)
+
+
+def resolve_config(
+    overrides: Sequence[str], *, file: Path | None, resume: Path | None, checkpoint: Checkpoint | None
+) -> Config:
+    """The file's or the checkpoint's config with overrides, and with everything that follows from it filled in."""
+    if file is not None:
+        config = load_config(file, overrides)
+        name = file.stem
+    else:
+        assert resume is not None
+        assert checkpoint is not None
+        config = parse_config(checkpoint.config, f"{resume} (config)", overrides)
+        name = resume.parent.name
+    mean, std = input_statistics(config.model.backbone.name)
+    if config.data.mean is None:
+        config = replace(config, data=replace(config.data, mean=mean, std=std))
+    if config.runtime.output_dir is None:
+        config = replace(config, runtime=replace(config.runtime, output_dir=f"runs/{name}"))
+    return config
+
+
+def start_runtime(config: Config) -> Processes:
+    """Processes, threads and seed."""
     try:
         processes = start_processes(config.runtime.device)
     except ValueError as error:
@@ -95,27 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
     if config.runtime.num_threads:
         torch.set_num_threads(config.runtime.num_threads)
     torch.manual_seed(config.runtime.seed)
-    if arguments.eval and checkpoint is not None:
-        evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
-    else:
-        train(config, checkpoint, processes)
-
-
-def resolve_config(arguments: argparse.Namespace, checkpoint: Checkpoint | None) -> Config:
-    """The file's or the checkpoint's config with overrides, and with everything that follows from it filled in."""
-    if arguments.config is not None:
-        config = load_config(arguments.config, arguments.set)
-        name = arguments.config.stem
-    else:
-        assert checkpoint is not None
-        config = parse_config(checkpoint.config, f"{arguments.resume} (config)", arguments.set)
-        name = arguments.resume.parent.name
-    mean, std = input_statistics(config.model.backbone.name)
-    if config.data.mean is None:
-        config = replace(config, data=replace(config.data, mean=mean, std=std))
-    if config.runtime.output_dir is None:
-        config = replace(config, runtime=replace(config.runtime, output_dir=f"runs/{name}"))
-    return config
+    return processes
 
 
 def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -> None:
@@ -130,7 +151,9 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
     training_set = build_dataset(data, training=True, seed=runtime.seed)
     validation_set = build_dataset(data, training=False, seed=runtime.seed)
     for dataset in (training_set, validation_set):
-        check_classes(config, dataset)
+        check_classes(dataset, config.model.num_classes)
+    if checkpoint is None:
+        config = resolve_initial_density(config, training_set)
     detector = build_detector(config)
     if checkpoint is None:
         origin = load_initial_weights(detector, config, processes)
@@ -165,7 +188,9 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
             logger.rewind(-1)  # of a run that ended before its first checkpoint
         else:
             trainer.restore(checkpoint)
-        announce(logger, config, detector, training_set, processes, origin)
+        left_out = training_set.dropped | training_set.skipped
+        data_line = f"{training_set.statistics()}" + (f"; left out: {left_out}" if left_out else "")
+        announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
         if processes.is_main:
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
@@ -174,20 +199,35 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
     """Evaluate the validation split of the config; results go beside the checkpoint."""
-    dataset = build_dataset(config.data, training=False, seed=config.runtime.seed)
-    if list(dataset.categories) != checkpoint.categories:
-        raise DataError(
-            f"{dataset.table.path}: categories {list(dataset.categories)} are not those that {path} was trained on, "
-            f"{checkpoint.categories}; set data.root and data.val to a data set with the same classes"
-        )
-    detector = build_detector(config)
-    load_weights(detector, checkpoint.model, source=str(path))
-    detector.to(processes.device)
+    dataset, detector = build_trained(config, checkpoint, path, processes)
     folder = path.parent / f"evaluation_{path.stem}"
     with RunLogger(folder, is_main=processes.is_main) as logger:
         logger.say(f"{path}: epoch {checkpoint.epoch}, step {checkpoint.step}")
         evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.step)
         logger.say(f"done: {folder} holds the report and the gallery")
+
+
+def build_trained(
+    config: Config, checkpoint: Checkpoint, path: Path, processes: Processes
+) -> tuple[CocoDetection, nn.Module]:
+    """The validation split of the config, and the detector with the checkpoint's weights."""
+    dataset = build_dataset(config.data, training=False, seed=config.runtime.seed)
+    check_trained_classes(dataset, checkpoint.categories, source=path)
+    detector = build_detector(config)
+    load_weights(detector, checkpoint.model, source=str(path))
+    return dataset, detector.to(processes.device)
+
+
+def evaluation_batches(config: Config, dataset: CocoDetection, processes: Processes) -> Iterable[Batch]:
+    """This process's share of the images, under a progress bar."""
+    loader = build_eval_loader(
+        dataset,
+        config.data,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        pin_memory=processes.device.type == "cuda",
+    )
+    return progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
 
 
 def evaluate(
@@ -201,23 +241,16 @@ def evaluate(
     step: int,
 ) -> float:
     """Evaluate on all processes and show the result; returns the mean AP."""
-    device = processes.device
-    loader = build_eval_loader(
-        dataset,
-        config.data,
-        rank=processes.rank,
-        world_size=processes.world_size,
-        pin_memory=device.type == "cuda",
-    )
-    batches = progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
+    batches = evaluation_batches(config, dataset, processes)
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
+    shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
     evaluation = evaluate_detector(
-        predict_batches(detector, build_postprocess(config), batches, device=device, amp=config.runtime.amp),
+        predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp=config.runtime.amp),
         objects,
         num_classes=config.model.num_classes,
         protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
         processes=processes,
-        picture_ids=frozenset(objects[i].image_id for i in gallery_indices(config, dataset, processes)),
+        picture_ids=frozenset(objects[i].image_id for i in shown),
     )
     if processes.is_main:
         show_evaluation(
@@ -233,64 +266,32 @@ def evaluate(
     return max(evaluation.metrics.summary()["mAP"], 0.0)
 
 
-def gallery_indices(config: Config, dataset: CocoDetection, processes: Processes) -> list[int]:
-    """Images of the main process, evenly over the range of object counts."""
-    mine = range(processes.rank, len(dataset), processes.world_size)
-    by_count = sorted(mine, key=lambda index: int(dataset.objects_per_image[index]))
-    wanted = min(config.evaluation.gallery_images, len(by_count))
-    if not processes.is_main or wanted == 0:
-        return []
-    return [by_count[round(i * (len(by_count) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
+def resolve_initial_density(config: Config, training_set: CocoDetection) -> Config:
+    """For fresh weights: the density map starts at the mean density of the training set unless a number is given."""
+    d3q = config.model.d3q
+    if d3q is None or d3q.initial_density is not None:
+        return config
+    density = mean_density(training_set, config.data, stride=config.model.backbone.out_strides[0])
+    return replace(config, model=replace(config.model, d3q=replace(d3q, initial_density=density)))
 
 
 def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:
     """Weights of init_from, or of the backbone; says where they came from."""
+    start = "" if config.model.d3q is None else f"; density {config.model.d3q.initial_density:g} objects per cell"
     if config.init_from is not None:
         state = load_checkpoint(Path(config.init_from)).model
         kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
-        return f"{config.init_from}; initial values kept in {len(kept)} tensors" if kept else config.init_from
+        start = start if any(name.startswith("query_budget.") for name in kept) else ""
+        return f"{config.init_from}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"
     backbone = config.model.backbone
     if backbone.weights is None:
-        return "random weights"
+        return f"random weights{start}"
     if not processes.is_main:
         wait_for_all(processes)  # the main process downloads
     source = load_backbone_weights(detector.backbone, name=backbone.name, weights=backbone.weights)  # type: ignore[arg-type]
     if processes.is_main:
         wait_for_all(processes)
-    return f"backbone {source}"
-
-
-def check_classes(config: Config, dataset: CocoDetection) -> None:
-    """Raises DataError."""
-    found, expected = len(dataset.categories), config.model.num_classes
-    if found != expected:
-        raise DataError(
-            f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}), but "
-            f"model.num_classes is {expected}; set model.num_classes: {found}"
-        )
-
-
-def announce(
-    logger: RunLogger, config: Config, detector: nn.Module, dataset: CocoDetection, processes: Processes, origin: str
-) -> None:
-    """What is about to run."""
-    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    every = sum(p.numel() for p in detector.parameters())
-    logger.say(
-        f"{config.model.detector}: {every / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trainable, from {origin}"
-    )
-    left_out = dataset.dropped | dataset.skipped
-    logger.say(f"{dataset.statistics()}" + (f"; left out: {left_out}" if left_out else ""))
-    batch = config.data.batch_size * processes.world_size
-    logger.say(
-        f"{processes.world_size} process(es) on {processes.device.type}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, batch of {batch}, {config.optim.epochs} epochs"
-    )
-    expected = config.optim.processes
-    if expected is not None and expected != processes.world_size:
-        logger.say(
-            f"warning: optim.lr was chosen for {expected} processes, there are {processes.world_size}; it is not scaled"
-        )
+    return f"backbone {source}{start}"
 
 
 if __name__ == "__main__":

@@ -58,11 +58,14 @@ class DensityBudget(nn.Module):
         """
         density_map = self.density_branch(feature_map)
         predicted_count = count_objects(density_map.detach())
-        num_queries = query_count(
-            predicted_count,
+        return self.queries_for(predicted_count), {"density_map": density_map, "predicted_count": predicted_count}
+
+    def queries_for(self, objects: Tensor) -> Tensor:
+        """(B,) objects -> (B,) int64 queries."""
+        return query_count(
+            objects,
             queries_per_object=self.queries_per_object,
             min_queries=self.min_queries,
             max_queries=self.max_queries,
             round_objects=self.round_objects,
         )
-        return num_queries, {"density_map": density_map, "predicted_count": predicted_count}

@@ -1,5 +1,6 @@
 """Config -> data sets and loaders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from datasets.transforms import (
     RandomVerticalFlip,
     Resize,
     Transform,
+    resized_shape,
 )
+
+DENSITY_RANGE = (1e-4, 0.5)
+"""Of `mean_density`: beyond it a sigmoid hardly learns."""
 
 
 def build_dataset(data: DataConfig, *, training: bool, seed: int) -> CocoDetection:
@@ -59,6 +64,36 @@ def build_eval_loader(
     sampler = EvalSampler(num_images=len(dataset), rank=rank, world_size=world_size)
     options = _loader_options(data, pin_memory=pin_memory)
     return DataLoader(dataset, sampler=sampler, batch_size=data.batch_size, **options)
+
+
+def check_classes(dataset: CocoDetection, num_classes: int) -> None:
+    """Raises DataError unless the data set has as many classes as the model."""
+    found = len(dataset.categories)
+    if found != num_classes:
+        raise DataError(
+            f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}), but "
+            f"model.num_classes is {num_classes}; set model.num_classes: {found}"
+        )
+
+
+def check_trained_classes(dataset: CocoDetection, trained: Sequence[str], *, source: Path) -> None:
+    """Raises DataError unless the data set has the classes that the checkpoint `source` was trained on."""
+    if list(dataset.categories) != list(trained):
+        raise DataError(
+            f"{dataset.table.path}: categories {list(dataset.categories)} are not those that {source} was trained on, "
+            f"{list(trained)}; set data.root and data.val to a data set with the same classes"
+        )
+
+
+def mean_density(dataset: CocoDetection, data: DataConfig, *, stride: int) -> float:
+    """Mean objects per cell of a map of this stride over the scaled images, to three digits, within DENSITY_RANGE.
+
+    A random crop is not looked at: it takes the same share of the objects as of the cells, on average.
+    """
+    shapes = [resized_shape(height, width, size=data.image_size) for height, width in dataset.image_sizes.tolist()]
+    cells = sum(-(-height // stride) * -(-width // stride) for height, width in shapes)
+    low, high = DENSITY_RANGE
+    return float(f"{min(max(int(dataset.objects_per_image.sum()) / cells, low), high):.3g}")
 
 
 def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """Class names; label k is categories[k]."""
         return self.table.categories
 
+    @property
+    def image_sizes(self) -> np.ndarray:
+        """(N, 2) height, width of the image files, px."""
+        return self.table.sizes[self._positions]
+
     def __len__(self) -> int:
         return len(self._positions)
 

@@ -52,6 +52,24 @@ class ImagePrediction:
     """Share (height, width) of the map that the image covers"""
 
 
+@dataclass(frozen=True, eq=False)
+class GatheredPredictions:
+    """What the detector said of all images; the same on every process, but for the pictures and the time."""
+
+    image_ids: np.ndarray
+    """(I,) int64, in no particular order"""
+    num_queries: np.ndarray
+    """(I,)"""
+    predicted_counts: np.ndarray | None
+    """(I,) objects; None without a density map"""
+    detections: np.ndarray
+    """(N, 7) image id, x, y, w, h, score, label; px of the file"""
+    pictures: list[ImagePrediction]
+    """Predictions of the wanted images that this process had"""
+    seconds_per_image: float
+    """Of this process"""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Result of an evaluation; the same on every process, but for the pictures."""
@@ -119,26 +137,42 @@ def evaluate_detector(
     objects       of every image of the data set
     picture_ids   images whose predictions are kept whole
     """
-    found, images, pictures, seconds = [], [], [], 0.0
+    found = gather_predictions(predictions, processes=processes, picture_ids=picture_ids)
+    records = list(objects)
+    counts = count_metrics(found.predicted_counts, found.num_queries, object_counts(found, records))
+    return Evaluation(
+        metrics=evaluate(image_records(found, records), num_classes=num_classes, protocol=protocol),
+        counts=counts,
+        seconds_per_image=found.seconds_per_image,
+        peak_memory_mb=_peak_memory_mb(processes.device),
+        pictures=found.pictures,
+    )
+
+
+def gather_predictions(
+    predictions: Iterable[tuple[list[ImagePrediction], float]],
+    *,
+    processes: Processes,
+    picture_ids: frozenset[int] = frozenset(),
+) -> GatheredPredictions:
+    """The predictions of all processes, without the density maps; arguments as in `evaluate_detector`."""
+    rows, images, pictures, seconds = [], [], [], 0.0
     for batch, batch_seconds in predictions:
         seconds += batch_seconds
         for prediction in batch:
-            found.append(_detection_rows(prediction))
+            rows.append(_detection_rows(prediction))
             count = np.nan if prediction.predicted_count is None else prediction.predicted_count
             images.append([prediction.image_id, prediction.num_queries, count])
             if prediction.image_id in picture_ids:
                 pictures.append(prediction)
-    seconds_per_image = seconds / max(len(images), 1)
-    rows = gather_rows(torch.cat([torch.zeros(0, 7, dtype=torch.float64), *found]), processes).numpy()
     table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 3), processes).numpy()
-    records = list(objects)
-    metrics = evaluate(_image_records(rows, records), num_classes=num_classes, protocol=protocol)
-    return Evaluation(
-        metrics=metrics,
-        counts=_count_errors(table, records),
-        seconds_per_image=seconds_per_image,
-        peak_memory_mb=_peak_memory_mb(processes.device),
+    return GatheredPredictions(
+        image_ids=table[:, 0].astype(np.int64),
+        num_queries=table[:, 1],
+        predicted_counts=None if np.isnan(table[:, 2]).any() else table[:, 2],
+        detections=gather_rows(torch.cat([torch.zeros(0, 7, dtype=torch.float64), *rows]), processes).numpy(),
         pictures=pictures,
+        seconds_per_image=seconds / max(len(images), 1),
     )
 
 
@@ -152,9 +186,9 @@ def _detection_rows(prediction: ImagePrediction) -> Tensor:
     )
 
 
-def _image_records(rows: np.ndarray, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
-    order = np.argsort(rows[:, 0], kind="stable")
-    rows = rows[order]
+def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
+    """Detections and objects side by side, image by image."""
+    rows = found.detections[np.argsort(found.detections[:, 0], kind="stable")]
     for record in objects:
         start, end = np.searchsorted(rows[:, 0], [record.image_id, record.image_id + 1])
         mine = rows[start:end]
@@ -170,20 +204,18 @@ def _image_records(rows: np.ndarray, objects: Sequence[ObjectRecord]) -> Iterato
         )
 
 
-def _count_errors(table: np.ndarray, objects: Sequence[ObjectRecord]) -> dict[str, float]:
-    """Table (N, 3): image id, query count, predicted count (NaN without a density map).
+def object_counts(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> np.ndarray:
+    """(I,) annotated objects in the order of `found`, crowd regions left out.
 
     Raises ValueError unless every image was predicted exactly once.
     """
     counts = {record.image_id: int((~record.crowd).sum()) for record in objects}
-    seen, times = np.unique(table[:, 0].astype(np.int64), return_counts=True)
+    seen, times = np.unique(found.image_ids, return_counts=True)
     if (times > 1).any():
         raise ValueError(f"images {seen[times > 1][:10].tolist()} were predicted twice")
     if missing := sorted(counts.keys() - set(seen.tolist())):
         raise ValueError(f"{len(missing)} images were not predicted, for example {missing[:10]}")
-    true_counts = np.array([counts[int(image_id)] for image_id in table[:, 0]])
-    estimates = None if np.isnan(table[:, 2]).any() else table[:, 2]
-    return count_metrics(estimates, table[:, 1], true_counts)
+    return np.array([counts[image_id] for image_id in found.image_ids.tolist()])
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -83,9 +83,9 @@ def _summary_tables(report: Report) -> str:
     summary = {name: _measured(value) for name, value in report.metrics.summary().items() if name not in unevaluated}
     tables = []
     for title, prefix in (("average precision, %", "mAP"), ("average recall, %", "AR"), ("LRP error, %", "oLRP")):
-        chosen = {_column(name): _percent(value) for name, value in summary.items() if name.startswith(prefix)}
+        chosen = {_column(name): format_percent(value) for name, value in summary.items() if name.startswith(prefix)}
         if chosen:
-            tables.append(_table(["", *chosen], [[title, *chosen.values()]]))
+            tables.append(format_table(["", *chosen], [[title, *chosen.values()]]))
     return "\n\n".join(tables)
 
 
@@ -101,10 +101,10 @@ def _column(name: str) -> str:
 def _class_table(report: Report) -> str:
     mean_ap, ap_50 = _class_precisions(report)
     rows = [
-        [_shortened(name), str(int(objects)), _percent(ap), _percent(ap50)]
+        [_shortened(name), str(int(objects)), format_percent(ap), format_percent(ap50)]
         for name, objects, ap, ap50 in zip(report.class_names, report.objects_per_class, mean_ap, ap_50, strict=True)
     ]
-    return _table(["class", "objects", "AP, %", "AP50, %"], rows)
+    return format_table(["class", "objects", "AP, %", "AP50, %"], rows)
 
 
 def _count_table(counts: Mapping[str, float]) -> str:
@@ -112,16 +112,17 @@ def _count_table(counts: Mapping[str, float]) -> str:
     rows = []
     for name, suffix in (("all", ""), *((name, f"_{name}") for name in COUNT_BINS)):
         images, error, bias, coverage, queries = (counts[key + suffix] for key in _COUNT_KEYS)
-        cells = [f"{images:.0f}", _number(error, ".2f"), _number(bias, "+.2f"), _percent(coverage)]
-        rows.append([name, *cells, _number(queries, ".1f")])
+        cells = [f"{images:.0f}", format_number(error, ".2f"), format_number(bias, "+.2f"), format_percent(coverage)]
+        rows.append([name, *cells, format_number(queries, ".1f")])
     heading = ["objects in image", "images", "count MAE", "count bias", "queries >= objects, %", "mean queries"]
-    return _table(heading, rows)
+    return format_table(heading, rows)
 
 
 def _cost_line(report: Report) -> str:
     seconds = report.seconds_per_image
     pace = f" ({1 / seconds:.1f} images/s)" if math.isfinite(seconds) and seconds > 0 else ""
-    return f"{_number(seconds, '.4f')} s per image{pace}, peak memory {_number(report.peak_memory_mb, '.0f')} MB"
+    memory = format_number(report.peak_memory_mb, ".0f")
+    return f"{format_number(seconds, '.4f')} s per image{pace}, peak memory {memory} MB"
 
 
 def _class_precisions(report: Report) -> tuple[list[float], list[float]]:
@@ -131,7 +132,7 @@ def _class_precisions(report: Report) -> tuple[list[float], list[float]]:
     return mean_ap, report.metrics.classwise_ap(0.5).tolist() if has_half else [math.nan] * len(mean_ap)
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """First column to the left, the others to the right, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
     lines = []
@@ -150,12 +151,12 @@ def _measured(value: float) -> float:
     return math.nan if value == -1 else value
 
 
-def _number(value: float, pattern: str) -> str:
+def format_number(value: float, pattern: str) -> str:
     return format(value, pattern) if math.isfinite(value) else "-"
 
 
-def _percent(value: float) -> str:
-    return _number(100 * value, ".1f")
+def format_percent(value: float) -> str:
+    return format_number(100 * value, ".1f")
 
 
 def _or_none(value: float) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from engine.distributed import Processes
 from engine.evaluate import Evaluation, ImagePrediction, ObjectRecord
 from engine.logger import RunLogger
 from engine.report import Report, format_report, report_record
@@ -54,6 +55,16 @@ def show_evaluation(
         gallery = draw_gallery(pictures, class_names, score_threshold)
         gallery.save(folder / "gallery.png")
         logger.image("evaluation/gallery", step, gallery)
+
+
+def gallery_indices(objects_per_image: np.ndarray, wanted: int, processes: Processes) -> list[int]:
+    """Images of the main process, evenly over the range of object counts; none on other processes."""
+    mine = range(processes.rank, len(objects_per_image), processes.world_size)
+    by_count = sorted(mine, key=lambda index: int(objects_per_image[index]))
+    wanted = min(wanted, len(by_count))
+    if not processes.is_main or wanted == 0:
+        return []
+    return [by_count[round(i * (len(by_count) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
 
 
 def _picture(found: ImagePrediction, truth: ObjectRecord, image: Image.Image) -> Picture:

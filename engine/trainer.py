@@ -163,3 +163,25 @@ class Trainer:
             return self.detector
         device = self.processes.device
         return DistributedDataParallel(self.detector, device_ids=[device] if device.type == "cuda" else None)
+
+
+def announce(
+    logger: RunLogger, config: Config, *, detector: nn.Module, processes: Processes, origin: str, data: str
+) -> None:
+    """What is about to run, on what data, from which weights."""
+    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in detector.parameters())
+    logger.say(
+        f"{config.model.detector}: {every / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trainable, from {origin}"
+    )
+    logger.say(data)
+    batch = config.data.batch_size * processes.world_size
+    logger.say(
+        f"{processes.world_size} process(es) on {processes.device.type}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, batch of {batch}, {config.optim.epochs} epochs"
+    )
+    expected = config.optim.processes
+    if expected is not None and expected != processes.world_size:
+        logger.say(
+            f"warning: optim.lr was chosen for {expected} processes, there are {processes.world_size}; it is not scaled"
+        )

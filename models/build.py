@@ -22,6 +22,9 @@ from models.postprocess import PostProcess
 from models.proposals import FixedBudget, ProposalHead
 from models.structures import AuxiliaryLoss, BoxDistance
 
+PUBLISHED_DENSITY = 0.1
+"""Initial density of a detector that is built without one: no data set has been looked at."""
+
 
 def build_detector(config: Config) -> DINO | DeformableDETR:
     """The detector with random weights; nothing is downloaded."""
@@ -123,10 +126,11 @@ def _build_budget(config: Config) -> nn.Module:
     model = config.model
     if model.d3q is None:
         return FixedBudget(model.num_queries)
+    density = model.d3q.initial_density
     branch = DensityBranch(
         in_channels=model.hidden_dim,
         hidden_channels=model.hidden_dim,
-        initial_density=model.d3q.initial_density,
+        initial_density=PUBLISHED_DENSITY if density is None else density,
     )
     return DensityBudget(
         density_branch=branch,

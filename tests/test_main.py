@@ -117,3 +117,40 @@ def test_init_from_takes_what_fits_only_when_asked(
     first, second = (load_checkpoint(tmp_path / name / "last.pth").model for name in ("first", "second"))
     assert torch.allclose(first["content_queries.weight"], second["content_queries.weight"][:20], atol=1e-6)
     assert torch.allclose(first["decoder.norm.weight"], second["decoder.norm.weight"], atol=1e-6)
+
+
+DENSITY_BIAS = "query_budget.density_branch.output.bias"
+STANDSTILL = ("optim.epochs=1", "optim.lr=1e-12")
+"""A run whose last weights are its first ones."""
+
+
+def initial_density(folder: Path) -> float:
+    return float(load_checkpoint(folder / "last.pth").model[DENSITY_BIAS].sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"), [("null", "0.0167"), ("0.1", "0.1")]
+)  # 10 objects in 5 x 10 x 12 cells
+def test_a_fresh_density_map_starts_at_the_mean_of_the_data_or_at_a_given_number(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, expected: str
+) -> None:
+    run(experiment, tmp_path / "run", *STANDSTILL, f"model.d3q.initial_density={setting}")
+    assert initial_density(tmp_path / "run") == pytest.approx(float(expected), rel=1e-3)
+    assert f"from random weights; density {expected} objects per cell" in capsys.readouterr().out
+    assert f"initial_density: {expected}\n" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_trained_density_map_is_kept(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(experiment, tmp_path / "first", *STANDSTILL, "model.d3q.initial_density=0.3")
+    run(experiment, tmp_path / "baseline", *STANDSTILL, "model.d3q=null")
+    settings = (*STANDSTILL, "model.d3q.initial_density=null", "reset_head=true")
+    capsys.readouterr()
+    run(experiment, tmp_path / "second", *settings, f"init_from={tmp_path / 'first' / 'last.pth'}")
+    assert "objects per cell" not in capsys.readouterr().out
+    assert initial_density(tmp_path / "second") == pytest.approx(0.3, rel=1e-3)
+    run(experiment, tmp_path / "third", *settings, f"init_from={tmp_path / 'baseline' / 'last.pth'}")
+    assert "density 0.0167 objects per cell" in capsys.readouterr().out
+    assert initial_density(tmp_path / "third") == pytest.approx(0.0167, rel=1e-3)
+    resumed = ["--resume", str(tmp_path / "first" / "last.pth")]
+    assert main.main([*resumed, "--set", "optim.epochs=2", "model.d3q.initial_density=null"]) == 0
+    assert initial_density(tmp_path / "first") == pytest.approx(0.3, rel=1e-3)

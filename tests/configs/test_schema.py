@@ -87,6 +87,7 @@ def test_the_smallest_config_is_valid() -> None:
         ("model.d3q.min_queries=0", "model.d3q.min_queries"),
         ("model.d3q.min_queries=901", "model.d3q.min_queries"),
         ("model.d3q.initial_density=1", "model.d3q.initial_density"),
+        ("model.d3q.initial_density=0", "model.d3q.initial_density"),
         ("criterion.decoder.box_weight=-1", "criterion.decoder.box_weight"),
         ("criterion.decoder.alpha=1.5", "criterion.decoder.alpha"),
         ("criterion.encoder.classification=softmax", "criterion.encoder.classification"),

@@ -53,4 +53,5 @@ def test_initial_weights(name: str) -> None:
     radius = ring.abs().amax(-1)
     torch.testing.assert_close(radius, torch.arange(1.0, attention.num_points + 1).expand_as(radius))
     if detector.query_budget.__class__ is DensityBudget:
+        # Built without data: the published start. `main.train` puts the data set's density into the config.
         assert detector.query_budget.density_branch.output.bias.item() == pytest.approx(math.log(0.1 / 0.9), abs=1e-3)

@@ -1,0 +1,245 @@
+"""Fit the query budget of a trained D3Q detector: the fewest queries per object that cover most images.
+
+    python scripts/calibrate_queries.py --resume runs/X/best.pth                     99 % of the validation images
+    python scripts/calibrate_queries.py --resume runs/X/best.pth --coverage 0.95 --min-queries 50
+    python scripts/calibrate_queries.py --resume runs/X/best.pth --set data.root=Y   on other data, same classes
+
+An image is covered when it gets at least as many queries as it has objects. Estimated counts do not depend on the
+budget, so one pass over the images gives what the fit needs: the smallest model.d3q.queries_per_object, a multiple of
+0.05 from 1 on, whose coverage is the wanted one. model.d3q.min_queries is given, not fitted; model.num_queries, the
+length of the trained query table, stays the ceiling.
+
+Two more passes show what that changes, over the range of object counts: AP, AR, queries and coverage with the
+checkpoint's budget, with the fitted one, and with the fitted one on the true counts instead of the estimated ones.
+Coverage is what recall needs at least, not what it gets: with a weak ranking of the proposals, queries beyond the
+number of objects still find objects. Read AP and AR before taking fewer queries.
+
+Fitted and measured on the same images, the coverage is a little optimistic for others: where val is the test set, name
+a split that was neither trained nor tested on by --set data.val.annotations=... data.val.images=...
+
+Exit codes: those of main.py, and 6: no budget gives the wanted coverage; nothing is written.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import main as runs
+from configs.schema import Config
+from d3q import DensityBudget
+from datasets.coco import CocoDetection
+from datasets.structures import Batch
+from engine.calibration import LEAST_QUERIES_PER_OBJECT, Calibration, UnreachableCoverageError, calibrate
+from engine.checkpoint import CheckpointError, load_checkpoint
+from engine.detection_metrics import get_protocol
+from engine.distributed import Processes
+from engine.evaluate import GatheredPredictions, gather_predictions, object_counts, predict_batches
+from engine.evaluate_by_count import BinResult, evaluate_by_count, format_settings
+from models.build import build_postprocess
+
+EXIT_CODES = {**runs.EXIT_CODES, UnreachableCoverageError: 6}
+CHECKPOINT, CALIBRATED, ORACLE = "checkpoint", "calibrated", "oracle count"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    return runs.exit_code(lambda: calibrate_queries(options), EXIT_CODES)
+
+
+class OracleBudget(nn.Module):
+    """A budget of D3Q that is told the object counts instead of estimating them."""
+
+    def __init__(self, budget: DensityBudget, counts: Mapping[int, int]) -> None:
+        """counts   image id -> objects"""
+        super().__init__()
+        self.budget = budget
+        self.counts = counts
+        self.image_ids: list[int] = []
+
+    def forward(self, feature_map: Tensor, padding_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, D, H, W), (B, H, W) -> num_queries (B,) int64 of the last announced batch; aux of the budget."""
+        _, aux = self.budget(feature_map, padding_mask)
+        objects = torch.tensor([self.counts[image_id] for image_id in self.image_ids], device=feature_map.device)
+        return self.budget.queries_for(objects), aux
+
+    def announced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each known to this budget before the detector gets it."""
+        for batch in batches:
+            self.image_ids = [target.image_id for target in batch.targets]
+            yield batch
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A trained detector and the images that it is measured on."""
+
+    config: Config
+    detector: nn.Module
+    dataset: CocoDetection
+    processes: Processes
+
+    def predict(self, budget: DensityBudget | OracleBudget) -> GatheredPredictions:
+        """One pass over the images with this budget."""
+        self.detector.query_budget = budget
+        batches = runs.evaluation_batches(self.config, self.dataset, self.processes)
+        if isinstance(budget, OracleBudget):
+            batches = budget.announced(batches)
+        postprocess, device = build_postprocess(self.config), self.processes.device
+        predictions = predict_batches(self.detector, postprocess, batches, device=device, amp=self.config.runtime.amp)
+        return gather_predictions(predictions, processes=self.processes)
+
+
+def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinResult]]:
+    """Fit, measure, print and write; returns the results by setting and count bin."""
+    checkpoint = load_checkpoint(options.resume)
+    config = runs.resolve_config(options.set, file=None, resume=options.resume, checkpoint=checkpoint)
+    check_budget(config, options)
+    processes = runs.start_runtime(config)
+    dataset, detector = runs.build_trained(config, checkpoint, options.resume, processes)
+    bench = Bench(config, detector, dataset, processes)
+    own = detector.query_budget
+    assert isinstance(own, DensityBudget)
+
+    objects = [dataset.ground_truth(i) for i in range(len(dataset))]
+    first = bench.predict(own)
+    counts = object_counts(first, objects)
+    fitted, calibration = fit_budget(own, first, counts, options)
+    oracle = OracleBudget(fitted, dict(zip(first.image_ids.tolist(), counts.tolist(), strict=True)))
+    protocol = get_protocol(config.evaluation.protocol, config.evaluation.max_detections)
+    results = {
+        name: evaluate_by_count(found, objects, num_classes=config.model.num_classes, protocol=protocol)
+        for name, found in (
+            (CHECKPOINT, first),
+            (CALIBRATED, bench.predict(fitted)),
+            (ORACLE, bench.predict(oracle)),
+        )
+    }
+    if processes.is_main:
+        print(f"{options.resume}, epoch {checkpoint.epoch}, on {dataset.table.path}")
+        show(results, own, fitted, calibration, coverage=options.coverage)
+        publish(fitted, results[CALIBRATED]["all"], dataset, options)
+    return results
+
+
+def check_budget(config: Config, options: argparse.Namespace) -> None:
+    """Raises UsageError where there is nothing to fit."""
+    ceiling = config.model.num_queries
+    if config.model.d3q is None:
+        raise runs.UsageError(
+            f"{options.resume}: model.d3q is null: this baseline gives every image {ceiling} queries, there is nothing "
+            "to fit; take the checkpoint of a D3Q detector"
+        )
+    if options.min_queries is not None and options.min_queries > ceiling:
+        raise runs.UsageError(f"--min-queries {options.min_queries} exceeds the ceiling model.num_queries {ceiling}")
+
+
+def fit_budget(
+    own: DensityBudget, found: GatheredPredictions, counts: np.ndarray, options: argparse.Namespace
+) -> tuple[DensityBudget, Calibration]:
+    """The budget with the wanted coverage, around the same density branch."""
+    if found.predicted_counts is None:
+        raise CheckpointError(f"{options.resume}: the density map is not finite; take an earlier checkpoint")
+    estimates = torch.from_numpy(found.predicted_counts)
+    min_queries = own.min_queries if options.min_queries is None else options.min_queries
+
+    def budget_with(queries_per_object: float) -> DensityBudget:
+        return DensityBudget(
+            density_branch=own.density_branch,
+            queries_per_object=queries_per_object,
+            min_queries=min_queries,
+            max_queries=own.max_queries,
+        )
+
+    calibration = calibrate(
+        lambda queries_per_object: budget_with(queries_per_object).queries_for(estimates).numpy(),
+        counts,
+        coverage=options.coverage,
+        min_queries=min_queries,
+        max_queries=own.max_queries,
+    )
+    return budget_with(calibration.queries_per_object), calibration
+
+
+def show(
+    results: dict[str, dict[str, BinResult]],
+    own: DensityBudget,
+    fitted: DensityBudget,
+    calibration: Calibration,
+    *,
+    coverage: float,
+) -> None:
+    """Settings, table and what limits the coverage. Raises UnreachableCoverageError where it was not measured."""
+    for name, budget in ((CHECKPOINT, own), (CALIBRATED, fitted)):
+        print(f"{name}: queries_per_object {budget.queries_per_object:g}, min_queries {budget.min_queries}", end="")
+        print(f", at most {budget.max_queries}")
+    print(f"{ORACLE}: as {CALIBRATED}, on the true number of objects\n\n{format_settings(results)}\n")
+    if fitted.queries_per_object == LEAST_QUERIES_PER_OBJECT:
+        print(f"queries_per_object {LEAST_QUERIES_PER_OBJECT:g} is the least that is tried")
+    if calibration.images_beyond_ceiling:
+        print(
+            f"images with more objects than the ceiling model.num_queries {own.max_queries}, the length of the trained "
+            f"query table, which no budget covers: {calibration.images_beyond_ceiling}"
+        )
+    measured = results[CALIBRATED]["all"].coverage
+    if measured < coverage:
+        raise UnreachableCoverageError(
+            f"coverage {coverage:g} was fitted, but {measured:.4g} measured: some images have fewer tokens than they "
+            "have objects; choose a larger data.image_size, or a lower --coverage"
+        )
+
+
+def publish(fitted: DensityBudget, result: BinResult, dataset: CocoDetection, options: argparse.Namespace) -> None:
+    """Write the fragment, and print how to use it."""
+    values = {"queries_per_object": fitted.queries_per_object, "min_queries": fitted.min_queries}
+    out: Path = options.out or options.resume.parent / "calibrated_queries.yaml"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        f"# Fitted by scripts/calibrate_queries.py to {options.resume} on {dataset.table.path}:\n"
+        f"# {result.coverage:.2%} of {result.images} images get as many queries as they have objects (wanted: "
+        f"{options.coverage:.2%}), {result.mean_queries:.1f} queries on average.\n"
+        "model:\n  d3q:\n" + "".join(f"    {name}: {value}\n" for name, value in values.items()),
+        encoding="utf-8",
+    )
+    settings = [*options.set, *(f"model.d3q.{name}={value}" for name, value in values.items())]
+    print(f"wrote {out}, a fragment for the include: of an experiment that does not give these keys itself; or")
+    print(shlex.join(["python", "main.py", "--eval", "--resume", str(options.resume), "--set", *settings]))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--resume", type=Path, required=True, metavar="CHECKPOINT", help="a trained D3Q detector")
+    add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values than the checkpoint's")
+    add("--coverage", type=_share, default=0.99, help="wanted share of covered images (default 0.99)")
+    add("--min-queries", type=_positive, help="queries of every image, least (default: the checkpoint's)")
+    add("--out", type=Path, help="fragment to write (default: calibrated_queries.yaml beside the checkpoint)")
+    return parser.parse_args(arguments)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""What is read off a data set as a whole."""
+
+from pathlib import Path
+
+import pytest
+from tiny_run import write_experiment
+
+from configs.loader import load_config
+from datasets.build import DENSITY_RANGE, build_dataset, mean_density
+
+STATISTICS = ["data.mean=[0.5, 0.5, 0.5]", "data.std=[0.5, 0.5, 0.5]"]
+
+
+def density(folder: Path, counts: list[int], *settings: str, stride: int = 4) -> float:
+    config = load_config(write_experiment(folder, train=counts, val=[1]), [*STATISTICS, *settings])
+    return mean_density(build_dataset(config.data, training=True, seed=0), config.data, stride=stride)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stride", "cells"),
+    [
+        ([], 4, 120),  # images of 40 x 48
+        ([], 16, 9),  # cells that are not full count
+        (["data.image_size=[96, 96]"], 4, 480),
+        (["data.crop_size=[16, 16]"], 4, 120),  # its share of both
+    ],
+)
+def test_mean_density_is_objects_per_cell_of_the_scaled_images(
+    tmp_path: Path, settings: list[str], stride: int, cells: int
+) -> None:
+    assert density(tmp_path, [3, 0, 1, 2], *settings, stride=stride) == pytest.approx(6 / (4 * cells), rel=5e-3)
+
+
+def test_mean_density_is_of_the_images_trained_on(tmp_path: Path) -> None:
+    assert density(tmp_path, [6, 0, 0], "data.drop_empty=true") == pytest.approx(6 / 120)
+
+
+def test_mean_density_stays_within_its_range(tmp_path: Path) -> None:
+    low, high = DENSITY_RANGE
+    assert density(tmp_path / "sparse", [1], "data.image_size=[960, 960]", stride=2) == low
+    assert density(tmp_path / "dense", [40], stride=32) == high
