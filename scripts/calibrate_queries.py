@@ -157,6 +157,7 @@ def fit_budget(
             queries_per_object=queries_per_object,
             min_queries=min_queries,
             max_queries=own.max_queries,
+            round_objects=own.round_objects,
         )
 
     calibration = calibrate(
