@@ -32,8 +32,8 @@ from engine.optim import build_optimizer
 from engine.showcase import show_evaluation
 from engine.train import NonFiniteLossError
 from engine.trainer import Trainer
-from models.backbone_weights import WeightsError, input_statistics, load_backbone_weights
-from models.build import build_criterion, build_detector, build_postprocess
+from models.backbone_weights import WeightsError, load_backbone_weights
+from models.build import build_criterion, build_detector, build_postprocess, fill_input_statistics
 from models.matcher import NonFiniteCostError
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -70,12 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(parse_arguments(arguments))
     except tuple(EXIT_CODES) as error:
-        message = error.summary() if isinstance(error, DataError) else str(error)
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        return describe_error(error)
     finally:
         stop_processes()
     return 0
+
+
+def describe_error(error: Exception) -> int:
+    """Print an expected error; returns its exit code."""
+    message = error.summary() if isinstance(error, DataError) else str(error)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -88,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.print_config:
         print(dump_config(config), end="")
         return
+    if checkpoint is not None and not arguments.eval:
+        checkpoint.require_training_state(arguments.resume)
     try:
         processes = start_processes(config.runtime.device)
     except ValueError as error:
@@ -110,9 +117,7 @@ def resolve_config(arguments: argparse.Namespace, checkpoint: Checkpoint | None)
         assert checkpoint is not None
         config = parse_config(checkpoint.config, f"{arguments.resume} (config)", arguments.set)
         name = arguments.resume.parent.name
-    mean, std = input_statistics(config.model.backbone.name)
-    if config.data.mean is None:
-        config = replace(config, data=replace(config.data, mean=mean, std=std))
+    config = fill_input_statistics(config)
     if config.runtime.output_dir is None:
         config = replace(config, runtime=replace(config.runtime, output_dir=f"runs/{name}"))
     return config
@@ -203,11 +208,7 @@ def evaluate(
     """Evaluate on all processes and show the result; returns the mean AP."""
     device = processes.device
     loader = build_eval_loader(
-        dataset,
-        config.data,
-        rank=processes.rank,
-        world_size=processes.world_size,
-        pin_memory=device.type == "cuda",
+        dataset, config.data, rank=processes.rank, world_size=processes.world_size, pin_memory=device.type == "cuda"
     )
     batches = progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
