@@ -209,7 +209,7 @@ def load_backbone(detector: nn.Module, path: Path, config: Config) -> Report:
     """The way of model.backbone.weights. Raises WeightsError."""
     backbone = detector.backbone
     assert isinstance(backbone, nn.Module)
-    load_backbone_weights(backbone, name=config.model.backbone.name, weights=str(path.resolve()))  # type: ignore[arg-type]
+    load_backbone_weights(backbone, name=config.model.backbone.name, weights=str(path))  # type: ignore[arg-type]
     bad = [name for name, value in backbone.state_dict().items() if not bool(value.isfinite().all())]
     if bad:
         raise CheckpointError(f"{path}: NaN or infinite values in {len(bad)} tensors; first: {_first(bad)}")
