@@ -87,6 +87,7 @@ _ORIGINAL_HEADS: Rows = (
 
 COUNTER = "num_batches_tracked"
 LABEL_TABLE = "denoising.label_embedding.weight"
+CLASS_TENSORS = ("decoder.heads.classifiers.", "proposal_head.classifier.", LABEL_TABLE)
 DUPLICATE = re.compile(r"transformer\.decoder\.((class|bbox)_embed\..+)")
 
 

@@ -39,7 +39,7 @@ from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
 from main import EXIT_CODES, UsageError, describe_error
 from models.backbone_weights import load_backbone_weights
 from models.build import build_detector, fill_input_statistics
-from models.conversion import Naming, mmdetection_naming, original_naming, to_mmdetection, translate
+from models.conversion import CLASS_TENSORS, Naming, mmdetection_naming, original_naming, to_mmdetection, translate
 
 SHOWN = 10
 
@@ -117,7 +117,8 @@ def convert_to_here(options: argparse.Namespace) -> None:
     if foreign is None:
         report = load_backbone(detector, options.file, config)
     else:
-        report = load_detector(detector, foreign, options, config)
+        other_classes = foreign.categories not in (None, categories)
+        report = load_detector(detector, foreign, options, config, other_classes=other_classes)
     checkpoint = weights_checkpoint(detector.state_dict(), config=dump_config(config), categories=categories)
     _write(options.out, lambda path: save_checkpoint(path, checkpoint))
     print(f"{options.file}: {config.model.detector}, {len(categories)} classes: {_first(categories)}")
@@ -177,9 +178,12 @@ def naming_of(project: str, config: Config) -> Naming:
 
 
 def load_detector(
-    detector: nn.Module, foreign: ForeignCheckpoint, options: argparse.Namespace, config: Config
+    detector: nn.Module, foreign: ForeignCheckpoint, options: argparse.Namespace, config: Config, *, other_classes: bool
 ) -> Report:
-    """Raises CheckpointError with counts and the first ten names."""
+    """Raises CheckpointError with counts and the first ten names.
+
+    other_classes   tensors of classes keep their initial values, also where their shapes would fit
+    """
     if options.source == "original" and "transformer.decoder.bbox_embed.0.layers.0.weight" not in foreign.state:
         raise CheckpointError(
             f"{options.file}: no transformer.decoder.bbox_embed, so not a DINO or Deformable DETR with box refinement; "
@@ -187,21 +191,18 @@ def load_detector(
         )
     own = detector.state_dict()
     translated = translate(foreign.state, naming_of(options.source, config), own)
-    unknown = [name for name in translated.state if name not in own]
+    state, skipped = translated.state, dict(translated.skipped)
+    unknown = [name for name in state if name not in own]
     if any(name.startswith("neck.") and name.endswith(".0.bias") for name in unknown):
         raise CheckpointError(
             f"{options.file}: its neck has biases, that of {options.config} has none; give --set model.neck.bias=true"
         )
-    kept = load_weights(
-        detector,
-        translated.state,
-        source=str(options.file),
-        reset=options.reset_head,
-        remedy="--reset-head",
-    )
-    skipped = dict(translated.skipped)
     if unknown:
         skipped["of which this config's detector has none"] = unknown
+    if other_classes:
+        skipped["of other classes"] = [name for name in state if name.startswith(CLASS_TENSORS)]
+        state = {name: value for name, value in state.items() if not name.startswith(CLASS_TENSORS)}
+    kept = load_weights(detector, state, source=str(options.file), reset=options.reset_head, remedy="--reset-head")
     return Report(loaded=[name for name in own if name not in kept], reset=kept, skipped=skipped)
 
 

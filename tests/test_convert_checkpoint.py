@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -189,6 +191,10 @@ def test_where_the_classes_come_from(experiment: Path, capsys: pytest.CaptureFix
     assert load_checkpoint(Path("b.pth")).categories == CLASSES
     assert convert("named.pth", *common, "c.pth", "--categories", "square,other", "--reset-head") == 0
     assert load_checkpoint(Path("c.pth")).categories == CLASSES
+    model, trained = load_checkpoint(Path("c.pth")).model, detector_state(experiment)
+    for name in model:  # heads of other classes start fresh, although they would fit
+        of_classes = "classifier" in name or "label_embedding" in name
+        assert torch.equal(model[name], trained[name]) != of_classes, name
     refused = {
         ("named.pth", "--categories", "car,ship"): (4, "its classes are ship, car, not car, ship"),
         ("nameless.pth",): (2, "--annotations"),
@@ -200,6 +206,11 @@ def test_where_the_classes_come_from(experiment: Path, capsys: pytest.CaptureFix
         assert convert(file, *common, "d.pth", *names) == code
         assert fragment in capsys.readouterr().err
     assert not Path("d.pth").exists()
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("echo executed > executed.txt",)
 
 
 def test_bad_files_end_with_one_message_and_nothing_written(
@@ -222,6 +233,10 @@ def test_bad_files_end_with_one_message_and_nothing_written(
         assert message.startswith(f"error: {name}.pth: ")
         assert len(message.splitlines()) == 1
         assert fragment in message
+    torch.save({"state_dict": good, "meta": RunsCode()}, "hostile.pth")
+    assert convert("hostile.pth", "--from", "mmdetection", "--config", experiment, "--out", "new/here.pth") == 4
+    assert "names posix.system" in capsys.readouterr().err
+    assert not Path("executed.txt").exists()
     Path("cut.pth").write_bytes(Path("nan.pth").read_bytes()[:5000])
     assert convert("cut.pth", "--from", "mmdetection", "--config", experiment, "--out", "new/here.pth") == 4
     assert "cut.pth" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"configs", "d3q", "datasets", "engine", "models", "ops", "scripts"}
+OURS = {"configs", "d3q", "datasets", "engine", "main", "models", "ops", "scripts"}
 THIRD_PARTY = {"PIL", "numpy", "pycocotools", "scipy", "tensorboard", "torch", "torchvision", "tqdm", "yaml"}
 
 # What a package may import besides itself; scripts/ and main.py may import everything.
