@@ -39,8 +39,8 @@ from engine.optim import build_optimizer
 from engine.showcase import gallery_indices, show_evaluation
 from engine.train import NonFiniteLossError
 from engine.trainer import Trainer, announce
-from models.backbone_weights import WeightsError, input_statistics, load_backbone_weights
-from models.build import build_criterion, build_detector, build_postprocess
+from models.backbone_weights import WeightsError, load_backbone_weights
+from models.build import build_criterion, build_detector, build_postprocess, fill_input_statistics
 from models.matcher import NonFiniteCostError
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.print_config:
         print(dump_config(config), end="")
         return
+    if checkpoint is not None and not arguments.eval:
+        checkpoint.require_training_state(arguments.resume)
     processes = start_runtime(config)
     if arguments.eval and checkpoint is not None:
         evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
@@ -119,9 +121,7 @@ def resolve_config(
         assert checkpoint is not None
         config = parse_config(checkpoint.config, f"{resume} (config)", overrides)
         name = resume.parent.name
-    mean, std = input_statistics(config.model.backbone.name)
-    if config.data.mean is None:
-        config = replace(config, data=replace(config.data, mean=mean, std=std))
+    config = fill_input_statistics(config)
     if config.runtime.output_dir is None:
         config = replace(config, runtime=replace(config.runtime, output_dir=f"runs/{name}"))
     return config

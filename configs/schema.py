@@ -89,6 +89,8 @@ class NeckConfig:
     """Feature levels of the transformer; at least the number of backbone.out_strides."""
     num_groups: int = 32
     """Groups of GroupNorm; divides hidden_dim."""
+    bias: bool = False
+    """Biases in the convolutions: true for weights of the original DINO and Deformable DETR."""
 
     def __post_init__(self) -> None:
         require_positive(self, "num_levels", "num_groups")

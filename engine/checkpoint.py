@@ -42,13 +42,42 @@ class Checkpoint:
     evaluated: bool
     """Whether this epoch's evaluation is done"""
 
+    def require_training_state(self, path: Path) -> None:
+        """Raises CheckpointError for one that cannot be trained on."""
+        if not self.optimizer:
+            raise CheckpointError(
+                f"{path}: holds weights alone, no optimiser state to go on with; start a new run from it: "
+                f"--config FILE --set init_from={path}"
+            )
+
+
+def weights_checkpoint(model: dict[str, Tensor], *, config: str, categories: list[str]) -> Checkpoint:
+    """Weights without the state of a run: to evaluate, or to start from with init_from."""
+    return Checkpoint(
+        model=model,
+        config=config,
+        categories=categories,
+        epoch=0,
+        step=0,
+        optimizer={},
+        scaler={},
+        random_states=[],
+        best_score=-1.0,
+        evaluated=True,
+    )
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write beside the old file, then replace it: a killed process leaves the old one whole."""
     content = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    write_archive(path, {"format": FORMAT, **content})
+
+
+def write_archive(path: Path, content: dict[str, Any]) -> None:
+    """A torch file, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -61,7 +90,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         found = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {found}. "
-            "Weights of other projects need conversion first"
+            "Convert weights of other projects with scripts/convert_checkpoint.py"
         )
     names = [field.name for field in fields(Checkpoint)]
     missing = [name for name in names if name not in content]
@@ -70,16 +99,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**{name: content[name] for name in names})
 
 
-def read_archive(path: Path) -> Any:
+def read_archive(path: Path, *, old_format: bool = False) -> Any:
     """Tensors and plain values of a torch file; every byte is checked, nothing is executed.
+
+    old_format   also read files of torch before 1.6; they are not zip archives and have no checksums
 
     Raises CheckpointError for a missing, truncated or damaged file, or one with other objects inside.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch itself does not notice a flipped byte
+        damaged = None if old_format and not _starts_as_archive(path) else _damaged_part(path)
         if damaged is None:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -88,12 +118,30 @@ def read_archive(path: Path) -> Any:
     raise CheckpointError(f"{path}: damaged (part {damaged}); take an earlier one")
 
 
-def load_weights(detector: nn.Module, state: Mapping[str, Tensor], *, source: str, reset: bool = False) -> list[str]:
+def _starts_as_archive(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _damaged_part(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()  # torch itself does not notice a flipped byte
+
+
+def load_weights(
+    detector: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    reset: bool = False,
+    remedy: str = "init_from with reset_head: true",
+) -> list[str]:
     """Copy a state dict into the detector; every tensor must find its place.
 
     reset     tensors that the file lacks or has in another shape keep their initial values (class heads of
               another data set, a longer query table); a table that only differs in its number of rows takes the
               rows that both have. Tensors that the detector lacks are left out
+    remedy    what sets `reset`, for the message
     returns   names that kept initial values, wholly or in part
 
     Raises CheckpointError with counts and the first ten names.
@@ -107,7 +155,7 @@ def load_weights(detector: nn.Module, state: Mapping[str, Tensor], *, source: st
         raise CheckpointError(
             f"{source}: another architecture: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
             f"{len(mismatched)} of another shape; first: {first}. Use the config it was trained with, or "
-            "init_from with reset_head: true to start from what fits"
+            f"{remedy} to start from what fits"
         )
     if len(missing) + len(mismatched) == len(own):
         raise CheckpointError(f"{source}: not one of its {len(state)} tensors fits the detector")

@@ -1,6 +1,6 @@
 """Config -> detector, criterion, postprocess: the only place where configs, models and d3q meet."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -8,6 +8,7 @@ from torch import nn
 from configs.schema import Config, ModelConfig, SetLossConfig, TransformerConfig
 from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1
 from models.backbone import build_backbone
+from models.backbone_weights import input_statistics
 from models.boxes import L1Distance
 from models.criterion import Criterion, SetLoss
 from models.decoder import DecoderLayer, DeformableDecoder, DinoDecoder, PredictionHeads
@@ -31,6 +32,14 @@ def build_detector(config: Config) -> DINO | DeformableDETR:
     detector = _build_dino(config) if config.model.detector == "dino" else _build_deformable_detr(config)
     initialise(detector)
     return detector
+
+
+def fill_input_statistics(config: Config) -> Config:
+    """The config with the mean and deviation that the backbone's weights expect, where it has none of its own."""
+    if config.data.mean is not None:
+        return config
+    mean, std = input_statistics(config.model.backbone.name)
+    return replace(config, data=replace(config.data, mean=mean, std=std))
 
 
 def build_criterion(config: Config) -> Criterion:
@@ -108,6 +117,7 @@ def _shared_parts(config: Config) -> dict[str, Any]:
             hidden_dim=model.hidden_dim,
             num_levels=model.neck.num_levels,
             num_groups=model.neck.num_groups,
+            bias=model.neck.bias,
         ),
         "tokenizer": Tokenizer(
             hidden_dim=model.hidden_dim,

@@ -26,7 +26,7 @@ from configs.schema import (
     TransformerConfig,
 )
 from models.build import build_detector
-from models.conversion import name_from_mmdetection
+from models.conversion import mmdetection_naming
 
 GOLDENS = Path(os.environ.get("D3Q_GOLDENS") or Path(__file__).parent / "data" / "goldens")
 PUBLISHED_DINO_MIN_QUERIES = 300  # hard-coded in the published code
@@ -261,7 +261,7 @@ def detector_of(golden: Golden, config: Config) -> torch.nn.Module:
 def rename(golden: Golden, name: str) -> str:
     layers = golden.meta["config"]["decoder"]["num_layers"]
     detector = "dino" if golden.model.startswith("dino") else "deformable_detr"
-    return name_from_mmdetection(name, detector=detector, num_layers=layers)
+    return mmdetection_naming(detector=detector, num_layers=layers).to_here(name)
 
 
 def padding_of(images: Tensor, sizes: list[tuple[int, int]]) -> Tensor:

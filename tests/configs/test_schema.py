@@ -70,6 +70,7 @@ def test_the_smallest_config_is_valid() -> None:
         ("model.encoder.dropout=-0.1", "model.encoder.dropout"),
         ("model.neck.num_groups=7", "model.neck.num_groups"),
         ("model.neck.num_levels=3", "model.neck.num_levels"),
+        ("model.neck.bias=1", "model.neck.bias"),
         ("model.num_queries=-1", "model.num_queries"),
         ("model.query_content=proposal", "model.query_content"),
         ("model.backbone.out_strides=[]", "model.backbone.out_strides"),

@@ -1,0 +1,239 @@
+"""Checkpoints of other projects -> a checkpoint of this project, and back to mmdetection.
+
+python scripts/convert_checkpoint.py FILE --from mmdetection --config configs/dino_d3q_aitodv2.yaml --out weights/x.pth
+python scripts/convert_checkpoint.py runs/x/best.pth --to mmdetection --out x_mmdetection.pth
+
+FILE comes from mmdetection 3 or the published D3Q (mmdetection), from the original DINO or Deformable DETR (original),
+or holds a backbone (torchvision). The result works with `main.py --eval --resume` and as `init_from`.
+Details: docs/checkpoints.md.
+
+Exit codes: 0 done, 2 usage or config, 3 annotations, 4 the file cannot be read or does not fit. Only 0 writes a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import nn
+
+from configs.loader import dump_config, load_config, parse_config
+from configs.schema import Config
+from datasets.annotations import read_annotations
+from engine.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    weights_checkpoint,
+    write_archive,
+)
+from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
+from main import EXIT_CODES, UsageError, exit_code
+from models.backbone_weights import load_backbone_weights
+from models.build import build_detector, fill_input_statistics
+from models.conversion import CLASS_TENSORS, Naming, mmdetection_naming, original_naming, to_mmdetection, translate
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the tensors."""
+
+    loaded: list[str]
+    """Names here"""
+    reset: list[str] = field(default_factory=list)
+    """Names here that kept initial values, wholly or in part"""
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    """Why -> names in the file"""
+
+    def show(self) -> str:
+        rows = [("loaded", self.loaded), *((f"skipped, {why}", names) for why, names in self.skipped.items())]
+        rows.append(("kept at initial values", self.reset))
+        return "\n".join(f"{len(names):5d}  {title}{_first(names, ': ')}" for title, names in rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    return exit_code(lambda: convert(options), EXIT_CODES)
+
+
+def convert(options: argparse.Namespace) -> None:
+    check_usage(options)
+    if options.target is None:
+        convert_to_here(options)
+    else:
+        convert_to_mmdetection(options)
+    with open(options.out, "rb") as file:
+        print(f"wrote {options.out}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("file", type=Path, help="checkpoint to convert")
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument("--from", dest="source", choices=["mmdetection", "original", "torchvision"])
+    direction.add_argument("--to", dest="target", choices=["mmdetection"])
+    parser.add_argument("--out", type=Path, required=True, help="file to write; it must not exist")
+    parser.add_argument("--config", type=Path, help="with --from: the experiment whose detector takes the weights")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--categories", metavar="A,B,...", help="class names in the order of the labels")
+    names.add_argument("--annotations", type=Path, metavar="JSON", help="COCO file to take the class names from")
+    parser.add_argument(
+        "--reset-head",
+        action="store_true",
+        help="tensors that are missing or of another shape keep their initial values, such as other classes' heads",
+    )
+    return parser.parse_args(arguments)
+
+
+def check_usage(options: argparse.Namespace) -> None:
+    if options.out.exists():
+        raise UsageError(f"--out {options.out} exists; remove it or choose another name")
+    if options.source is not None and options.config is None:
+        raise UsageError("--from needs --config FILE: the experiment whose detector takes the weights")
+    only_from = [options.config, *options.set, options.categories, options.annotations, options.reset_head or None]
+    if options.target is not None and any(option is not None for option in only_from):
+        raise UsageError("--to takes the checkpoint's own config and classes; leave out every option but --out")
+
+
+def convert_to_here(options: argparse.Namespace) -> None:
+    config = fill_input_statistics(load_config(options.config, options.set))
+    torch.manual_seed(config.runtime.seed)  # of tensors that keep their initial values
+    foreign = None if options.source == "torchvision" else read_foreign_checkpoint(options.file)
+    categories = choose_categories(options, config, foreign)
+    detector = build_detector(config)
+    if foreign is None:
+        report = load_backbone(detector, options.file, config)
+    else:
+        other_classes = foreign.categories not in (None, categories)
+        report = load_detector(detector, foreign, options, config, other_classes=other_classes)
+    checkpoint = weights_checkpoint(detector.state_dict(), config=dump_config(config), categories=categories)
+    _write(options.out, lambda path: save_checkpoint(path, checkpoint))
+    print(f"{options.file}: {config.model.detector}, {len(categories)} classes: {_first(categories)}")
+    print(report.show())
+
+
+def convert_to_mmdetection(options: argparse.Namespace) -> None:
+    checkpoint = load_checkpoint(options.file)
+    config = parse_config(checkpoint.config, f"{options.file} (config)")
+    if config.model.backbone.name == "efficientnet_lite0":
+        raise CheckpointError(f"{options.file}: mmdetection has no backbone efficientnet_lite0 with these names")
+    state = to_mmdetection(checkpoint.model, naming_of("mmdetection", config))
+    meta = {"dataset_meta": {"classes": tuple(checkpoint.categories)}}
+    _write(options.out, lambda path: write_archive(path, {"meta": meta, "state_dict": state}))
+    print(f"{options.file}: {config.model.detector}, {len(checkpoint.categories)} classes")
+    print(f"{len(checkpoint.model):5d}  converted: {_first(list(state))}")
+    print(f"{len(state) - len(checkpoint.model):5d}  batch counters added, all 0")
+
+
+def choose_categories(options: argparse.Namespace, config: Config, foreign: ForeignCheckpoint | None) -> list[str]:
+    """The given class names, or else the file's; as many as the config has, and no others than the file's heads."""
+    given = None
+    if options.annotations is not None:
+        given = list(read_annotations(options.annotations, on_bad_annotation="skip").categories)
+    elif options.categories is not None:
+        given = [name.strip() for name in options.categories.split(",")]
+        if "" in given or len(set(given)) != len(given):
+            raise UsageError(f"--categories {options.categories}: expected different names, separated by commas")
+    theirs = foreign.categories if foreign is not None else None
+    names = given if given is not None else theirs
+    if names is None:
+        raise UsageError(f"{options.file} has no class names; give --categories A,B,... or --annotations JSON")
+    expected = config.model.num_classes
+    if len(names) != expected:
+        raise CheckpointError(
+            f"{options.file}: {len(names)} classes ({_first(names)}), but model.num_classes of {options.config} is "
+            f"{expected}; give --set model.num_classes={len(names)}, or --reset-head and other --categories"
+        )
+    if given is not None and theirs is not None and given != theirs and not options.reset_head:
+        raise CheckpointError(
+            f"{options.file}: its classes are {_first(theirs)}, not {_first(given)}; leave out the names to take its "
+            "own, or give --reset-head to start other classes"
+        )
+    return names
+
+
+def naming_of(project: str, config: Config) -> Naming:
+    model = config.model
+    if project == "mmdetection":
+        return mmdetection_naming(detector=model.detector, num_layers=model.decoder.num_layers)
+    return original_naming(
+        detector=model.detector,
+        num_layers=model.decoder.num_layers,
+        num_maps=len(model.backbone.out_strides),
+        num_levels=model.neck.num_levels,
+    )
+
+
+def load_detector(
+    detector: nn.Module, foreign: ForeignCheckpoint, options: argparse.Namespace, config: Config, *, other_classes: bool
+) -> Report:
+    """Raises CheckpointError with counts and the first ten names.
+
+    other_classes   tensors of classes keep their initial values, also where their shapes would fit
+    """
+    if options.source == "original" and "transformer.decoder.bbox_embed.0.layers.0.weight" not in foreign.state:
+        raise CheckpointError(
+            f"{options.file}: no transformer.decoder.bbox_embed, so not a DINO or Deformable DETR with box refinement; "
+            "no detector here computes what this file was trained for"
+        )
+    own = detector.state_dict()
+    translated = translate(foreign.state, naming_of(options.source, config), own)
+    state, skipped = translated.state, dict(translated.skipped)
+    unknown = [name for name in state if name not in own]
+    if any(name.startswith("neck.") and name.endswith(".0.bias") for name in unknown):
+        raise CheckpointError(
+            f"{options.file}: its neck has biases, that of {options.config} has none; give --set model.neck.bias=true"
+        )
+    if unknown:
+        skipped["of which this config's detector has none"] = unknown
+    if other_classes:
+        skipped["of other classes"] = [name for name in state if name.startswith(CLASS_TENSORS)]
+        state = {name: value for name, value in state.items() if not name.startswith(CLASS_TENSORS)}
+    kept = load_weights(detector, state, source=str(options.file), reset=options.reset_head, remedy="--reset-head")
+    return Report(loaded=[name for name in own if name not in kept], reset=kept, skipped=skipped)
+
+
+def load_backbone(detector: nn.Module, path: Path, config: Config) -> Report:
+    """The way of model.backbone.weights. Raises WeightsError."""
+    backbone = detector.backbone
+    assert isinstance(backbone, nn.Module)
+    load_backbone_weights(backbone, name=config.model.backbone.name, weights=str(path))  # type: ignore[arg-type]
+    bad = [name for name, value in backbone.state_dict().items() if not bool(value.isfinite().all())]
+    if bad:
+        raise CheckpointError(f"{path}: NaN or infinite values in {len(bad)} tensors; first: {_first(bad)}")
+    names = list(detector.state_dict())
+    return Report(
+        loaded=[name for name in names if name.startswith("backbone.")],
+        reset=[name for name in names if not name.startswith("backbone.")],
+    )
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}; choose another --out") from error
+
+
+def _first(names: list[str], lead: str = "") -> str:
+    if not names:
+        return ""
+    return lead + ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
