@@ -1,0 +1,213 @@
+"""Fixed or dynamic queries? Trains both kinds alike on procedural scenes, and measures them per number of objects.
+
+    python scripts/compare_budgets.py --out runs/budgets --jobs 2        nine trainings: three budgets, three seeds
+    python scripts/compare_budgets.py --out runs/budgets --report-only   the table of what is done so far
+
+Run it from the repository's root, after scripts/fetch_weights.py. Every training is a run folder of its own: started
+again, the script goes on with an unfinished one and skips the finished ones. Each detector is then measured image by
+image: AP, AR, queries and milliseconds per count bin, mean and range over the seeds. OUT gets results.json, table.md
+and, where matplotlib is installed, plot.png.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import main as runs
+from engine.checkpoint import load_checkpoint
+from engine.count_metrics import COUNT_BINS
+from engine.detection_metrics import get_protocol
+from engine.evaluate import ImagePrediction, gather_predictions, predict_batches
+from engine.evaluate_by_count import BinResult, evaluate_by_count
+from models.build import build_postprocess
+
+CONFIG = "configs/dino_d3q_scenes.yaml"
+CEILING = 600
+BUDGETS = {
+    "fixed 100": ["model.d3q=null", "model.num_queries=100"],
+    "fixed 300": ["model.d3q=null", "model.num_queries=300"],
+    "D3Q": [f"model.num_queries={CEILING}"],
+}
+SHOWN = ("all", "1-10", "11-50", "51-100", "101-500")
+COLUMNS = {
+    "average_precision": ("AP, %", 100),
+    "average_recall": ("AR, %", 100),
+    "mean_queries": ("queries", 1),
+    "milliseconds": ("ms per image", 1),
+}
+# name of a budget -> seed -> count bin -> value by column
+Results = dict[str, dict[str, dict[str, dict[str, float]]]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    return runs.exit_code(lambda: compare(options), {**runs.EXIT_CODES, ChildError: 1})
+
+
+class ChildError(RuntimeError):
+    """A script that this one started has failed."""
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Train what is missing, measure, and write the tables."""
+    folders = {(name, seed): options.out / f"{slug(name)}_seed{seed}" for name in BUDGETS for seed in options.seeds}
+    if not options.report_only:
+        make_scenes(options)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda key: train(key[0], key[1], folders[key], options), folders))
+    results: Results = {}
+    for (name, seed), folder in folders.items():
+        if (folder / "best.pth").is_file():
+            results.setdefault(name, {})[str(seed)] = measured(folder)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    table = "\n".join(table_lines(results))
+    (options.out / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    draw(results, options.out / "plot.png")
+
+
+def make_scenes(options: argparse.Namespace) -> None:
+    """Scenes with more crowds than the demo's, in options.data."""
+    counts = ["--mu", "3.0", "--sigma", "1.3", "--max-count", "250"]
+    sizes = ["--train", str(options.train_images), "--val", "200", "--size", "256"]
+    run(["scripts/make_scenes.py", "--out", str(options.data), *sizes, *counts])
+
+
+def train(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
+    """One training from the start, or from where it stopped."""
+    threads = max((os.cpu_count() or 1) // options.jobs, 1)
+    settings = [f"runtime.num_threads={threads}", f"runtime.output_dir={folder}", f"runtime.seed={seed}"]
+    settings += [f"data.root={options.data}", f"optim.epochs={options.epochs}"]
+    settings += [f"optim.lr_drop_epochs=[{max(options.epochs - 1, 1)}]"]
+    settings += ["evaluation.every_epochs=1000", "evaluation.gallery_images=0", *BUDGETS[name]]
+    last = folder / "last.pth"
+    start = ["--resume", str(last)] if last.is_file() else ["--config", CONFIG]
+    print(f"{name}, seed {seed}: {folder}", flush=True)
+    run(["main.py", *start, "--set", *settings], quiet=True)
+
+
+def run(command: Sequence[str], *, quiet: bool = False) -> None:
+    """A script of this repository, in the working directory. Raises ChildError with the end of what it said."""
+    done = subprocess.run([sys.executable, *command], capture_output=quiet, text=True, check=False)
+    if done.returncode:
+        said = f": {(done.stderr or done.stdout)[-2000:]}" if quiet else ""
+        raise ChildError(f"{' '.join(command)} ended with exit code {done.returncode}{said}")
+
+
+def measured(folder: Path) -> dict[str, dict[str, float]]:
+    """Values per count bin, kept beside the checkpoint that they are of."""
+    path, kept = folder / "best.pth", folder / "by_count.json"
+    if not kept.is_file() or kept.stat().st_mtime < path.stat().st_mtime:
+        kept.write_text(json.dumps(measure(path), indent=1) + "\n", encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def measure(path: Path) -> dict[str, dict[str, float]]:
+    """Every validation image alone, on one thread, so that its time is its own."""
+    checkpoint = load_checkpoint(path)
+    settings = ["data.batch_size=1", "runtime.num_threads=1"]
+    config = runs.resolve_config(settings, file=None, resume=path, checkpoint=checkpoint)
+    processes = runs.start_runtime(config)
+    dataset, detector = runs.build_trained(config, checkpoint, path, processes)
+    batches = runs.evaluation_batches(config, dataset, processes)
+    predictions = list(
+        predict_batches(detector, build_postprocess(config), batches, device=torch.device("cpu"), amp="none")
+    )
+    objects = [dataset.ground_truth(i) for i in range(len(dataset))]
+    results = evaluate_by_count(
+        gather_predictions(predictions, processes=processes),
+        objects,
+        num_classes=config.model.num_classes,
+        protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
+    )
+    counts = {record.image_id: int((~record.crowd).sum()) for record in objects}
+    return {name: values(name, result, predictions, counts) for name, result in results.items()}
+
+
+def values(
+    name: str,
+    result: BinResult,
+    predictions: Sequence[tuple[list[ImagePrediction], float]],
+    counts: dict[int, int],
+) -> dict[str, float]:
+    """A bin's results and its median time."""
+    low, high = COUNT_BINS.get(name, (0, float("inf")))
+    seconds = [time for (found,), time in predictions if low <= counts[found.image_id] <= high]
+    return asdict(result) | {"milliseconds": 1000 * float(np.median(seconds)) if seconds else float("nan")}
+
+
+def table_lines(results: Results) -> Iterator[str]:
+    """Markdown: a row per bin and budget, mean over the seeds and their range."""
+    yield f"| objects in image | images | budget | {' | '.join(title for title, _ in COLUMNS.values())} |"
+    yield "|" + "---|" * (3 + len(COLUMNS))
+    for name in SHOWN:
+        for budget, seeds in results.items():
+            cells = [cell([of_seed[name][column] * factor for of_seed in seeds.values()])
+                     for column, (_, factor) in COLUMNS.items()]  # fmt: skip
+            images = next(iter(seeds.values()))[name]["images"]
+            yield f"| {name} | {images:.0f} | {budget} | {' | '.join(cells)} |"
+
+
+def cell(numbers: Sequence[float]) -> str:
+    mean = float(np.mean(numbers))
+    return f"{mean:.1f}" if len(numbers) == 1 else f"{mean:.1f} ({min(numbers):.1f} to {max(numbers):.1f})"
+
+
+def draw(results: Results, path: Path) -> None:
+    """A panel per column over the bins; bars are means, lines the range over the seeds."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: matplotlib is not installed (pip install -e '.[plots]')")
+        return
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    bins = SHOWN[1:]
+    for axes, (column, (title, factor)) in zip(figure.subplots(1, len(COLUMNS)), COLUMNS.items(), strict=True):
+        for i, (budget, seeds) in enumerate(results.items()):
+            numbers = np.array([[of_seed[name][column] * factor for name in bins] for of_seed in seeds.values()])
+            mean = numbers.mean(0)
+            spread = np.stack([mean - numbers.min(0), numbers.max(0) - mean])
+            place = np.arange(len(bins)) + 0.27 * (i - 1)
+            axes.bar(place, mean, 0.25, yerr=spread, label=budget, color=("#9db4c8", "#4f7ea6", "#d9822b")[i])
+        axes.set_xticks(np.arange(len(bins)), bins)
+        axes.set_title(title)
+        axes.set_xlabel("objects in image")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(results), frameon=False)
+    figure.savefig(path, dpi=110)
+    print(f"wrote {path}")
+
+
+def slug(name: str) -> str:
+    return name.lower().replace(" ", "_")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/budgets"), help="folder of the runs (default runs/budgets)")
+    add("--data", type=Path, default=Path("data/crowded_scenes"), help="folder of the scenes, made if missing")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    add("--epochs", type=int, default=3, help="of every training (default 3)")
+    add("--train-images", type=int, default=500, help="training scenes (default 500)")
+    add("--jobs", type=int, default=1, help="trainings side by side, sharing the cores (default 1)")
+    add("--report-only", action="store_true", help="train nothing")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
