@@ -297,6 +297,8 @@ class FidelityConfig:
     max_denoising_queries: int | None = None
     """Most denoising queries of an image, two per object: of more objects a random choice is noised. null as
     published: no limit, 3,000 queries for 1,500 objects."""
+    count_padding: bool = True
+    """Count the density in the padding of an image beside larger ones, as published; false: only in the image."""
     round_objects: bool = True
     """Round the estimated count before it is multiplied by queries_per_object, as published; false multiplies the
     estimate itself."""

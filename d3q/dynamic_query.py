@@ -32,6 +32,7 @@ class DensityBudget(nn.Module):
     min_queries          floor of every image
     max_queries          ceiling of every image
     round_objects        see `query_count`
+    count_padding        the count reads the whole map (published); False: the map is 0 in the padding
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class DensityBudget(nn.Module):
         min_queries: int,
         max_queries: int,
         round_objects: bool = True,
+        count_padding: bool = True,
     ) -> None:
         super().__init__()
         self.density_branch = density_branch
@@ -49,14 +51,16 @@ class DensityBudget(nn.Module):
         self.min_queries = min_queries
         self.max_queries = max_queries
         self.round_objects = round_objects
+        self.count_padding = count_padding
 
     def forward(self, feature_map: Tensor, padding_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, D, H, W), (B, H, W) -> num_queries (B,) int64; aux with `density_map` and `predicted_count` (B,).
 
-        The count reads the whole map, padding included (published); the mask is part of the seam. The count is
-        not differentiable: the density learns from its own loss alone.
+        The count is not differentiable: the density learns from its own loss alone.
         """
         density_map = self.density_branch(feature_map)
+        if not self.count_padding:
+            density_map = density_map.masked_fill(padding_mask[:, None], 0.0)
         predicted_count = count_objects(density_map.detach())
         return self.queries_for(predicted_count), {"density_map": density_map, "predicted_count": predicted_count}
 

@@ -148,6 +148,7 @@ def _build_budget(config: Config) -> nn.Module:
         min_queries=model.d3q.min_queries,
         max_queries=model.num_queries,
         round_objects=config.fidelity.round_objects,
+        count_padding=config.fidelity.count_padding,
     )
 
 

@@ -158,6 +158,7 @@ def fit_budget(
             min_queries=min_queries,
             max_queries=own.max_queries,
             round_objects=own.round_objects,
+            count_padding=own.count_padding,
         )
 
     calibration = calibrate(

@@ -4,9 +4,9 @@
     python scripts/compare_budgets.py --out runs/budgets --report-only   the table of what is done so far
 
 Run it from the repository's root, after scripts/fetch_weights.py. Every training is a run folder of its own: started
-again, the script goes on with an unfinished one and skips the finished ones. Each detector is then measured image by
-image: AP, AR, queries and milliseconds per count bin, mean and range over the seeds. OUT gets results.json, table.md
-and, where matplotlib is installed, plot.png.
+again, the script goes on with an unfinished one and skips the finished ones. The detectors are then measured image by
+image, in turn: AP, AR, queries and milliseconds per count bin, mean and range over the seeds. OUT gets results.json,
+table.md and, where matplotlib is installed, plot.png.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -66,10 +65,14 @@ def compare(options: argparse.Namespace) -> None:
         make_scenes(options)
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda key: train(key[0], key[1], folders[key], options), folders))
-    results: Results = {}
-    for (name, seed), folder in folders.items():
-        if (folder / "best.pth").is_file():
-            results.setdefault(name, {})[str(seed)] = measured(folder)
+    results: Results = {name: {} for name in BUDGETS}
+    for seed in options.seeds:
+        paths = {name: folders[name, seed] / "best.pth" for name in BUDGETS}
+        if all(path.is_file() for path in paths.values()):
+            for name, of_seed in measured(paths, options.out / f"measured_seed{seed}.json").items():
+                results[name][str(seed)] = of_seed
+    if not any(results.values()):
+        raise ChildError(f"{options.out}: no seed has all of {', '.join(BUDGETS)} trained; leave out --report-only")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = "\n".join(table_lines(results))
@@ -106,34 +109,41 @@ def run(command: Sequence[str], *, quiet: bool = False) -> None:
         raise ChildError(f"{' '.join(command)} ended with exit code {done.returncode}{said}")
 
 
-def measured(folder: Path) -> dict[str, dict[str, float]]:
-    """Values per count bin, kept beside the checkpoint that they are of."""
-    path, kept = folder / "best.pth", folder / "by_count.json"
-    if not kept.is_file() or kept.stat().st_mtime < path.stat().st_mtime:
-        kept.write_text(json.dumps(measure(path), indent=1) + "\n", encoding="utf-8")
+def measured(paths: dict[str, Path], kept: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Values by budget and count bin, kept in a file that is made anew when a checkpoint is newer."""
+    if not kept.is_file() or any(kept.stat().st_mtime < path.stat().st_mtime for path in paths.values()):
+        kept.write_text(json.dumps(measure(paths), indent=1) + "\n", encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def measure(path: Path) -> dict[str, dict[str, float]]:
-    """Every validation image alone, on one thread, so that its time is its own."""
-    checkpoint = load_checkpoint(path)
-    settings = ["data.batch_size=1", "runtime.num_threads=1"]
-    config = runs.resolve_config(settings, file=None, resume=path, checkpoint=checkpoint)
-    processes = runs.start_runtime(config)
-    dataset, detector = runs.build_trained(config, checkpoint, path, processes)
-    batches = runs.evaluation_batches(config, dataset, processes)
-    predictions = list(
-        predict_batches(detector, build_postprocess(config), batches, device=torch.device("cpu"), amp="none")
-    )
+def measure(paths: dict[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
+    """Every validation image alone, on one thread, the detectors in turn: a slow moment slows them all."""
+    streams = []
+    for path in paths.values():
+        checkpoint = load_checkpoint(path)
+        settings = ["data.batch_size=1", "runtime.num_threads=1", "runtime.device=cpu"]
+        config = runs.resolve_config(settings, file=None, resume=path, checkpoint=checkpoint)
+        processes = runs.start_runtime(config)
+        dataset, detector = runs.build_trained(config, checkpoint, path, processes)
+        batches = runs.evaluation_batches(config, dataset, processes)
+        streams.append(
+            predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none")
+        )
+    turns = list(zip(*streams, strict=True))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
-    results = evaluate_by_count(
-        gather_predictions(predictions, processes=processes),
-        objects,
-        num_classes=config.model.num_classes,
-        protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
-    )
     counts = {record.image_id: int((~record.crowd).sum()) for record in objects}
-    return {name: values(name, result, predictions, counts) for name, result in results.items()}
+    results = {}
+    for name, predictions in zip(paths, zip(*turns, strict=True), strict=True):
+        by_count = evaluate_by_count(
+            gather_predictions(predictions, processes=processes),
+            objects,
+            num_classes=config.model.num_classes,
+            protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
+        )
+        results[name] = {
+            bin_name: values(bin_name, result, predictions, counts) for bin_name, result in by_count.items()
+        }
+    return results
 
 
 def values(

@@ -80,12 +80,18 @@ def test_the_count_is_detached_and_the_density_is_not(budget: DensityBudget) -> 
     assert features.grad.abs().sum() > 0
 
 
-def test_padding_is_counted_as_published(budget: DensityBudget) -> None:
+def test_padding_is_counted_as_published_unless_told_otherwise(budget: DensityBudget) -> None:
     features = torch.randn(1, 4, 8, 8)
     padded = torch.zeros(1, 8, 8, dtype=torch.bool)
     padded[:, 4:] = True
-    plain = budget(features, torch.zeros_like(padded))[1]["predicted_count"]
-    assert torch.equal(budget(features, padded)[1]["predicted_count"], plain)
+    plain = budget(features, torch.zeros_like(padded))[1]
+    assert torch.equal(budget(features, padded)[1]["predicted_count"], plain["predicted_count"])
+    budget.count_padding = False
+    num_queries, aux = budget(features, padded)
+    assert torch.equal(aux["density_map"][:, :, :4], plain["density_map"][:, :, :4])
+    assert not aux["density_map"][:, :, 4:].any()
+    torch.testing.assert_close(aux["predicted_count"], plain["density_map"][:, :, :4].sum((1, 2, 3)).detach())
+    assert torch.equal(num_queries, budget.queries_for(aux["predicted_count"]))
 
 
 def test_the_density_stays_float32_under_autocast(budget: DensityBudget) -> None:

@@ -15,6 +15,7 @@ def test_published_is_the_default() -> None:
         "fidelity.density_merge=max",
         "fidelity.mask_denoising_padding=false",
         "fidelity.max_denoising_queries=null",
+        "fidelity.count_padding=true",
         "fidelity.round_objects=true",
         "fidelity.log_size_form=clamped",
     ]
@@ -22,9 +23,10 @@ def test_published_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("value", ["true", "false"])
-def test_round_objects_reaches_the_budget(value: str) -> None:
-    budget = build_detector(small_config(CONFIG, f"fidelity.round_objects={value}")).query_budget
-    assert budget.round_objects == (value == "true")
+@pytest.mark.parametrize("name", ["round_objects", "count_padding"])
+def test_switches_of_the_budget_reach_it(name: str, value: str) -> None:
+    budget = build_detector(small_config(CONFIG, f"fidelity.{name}={value}")).query_budget
+    assert getattr(budget, name) == (value == "true")
 
 
 @pytest.mark.parametrize("merge", ["max", "sum"])
