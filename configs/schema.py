@@ -154,13 +154,20 @@ class D3QConfig:
     """Queries per estimated object (t of the paper)."""
     min_queries: int = 300
     """Every image gets at least this many."""
+    max_queries: int | None = None
+    """No image gets more; null: num_queries, the rows of the query table. A trained detector takes any lower value."""
     initial_density: float | None = None
     """Objects per cell that the untrained map predicts everywhere; null: the mean of the training set. Published:
     0.1, with which an 800x800 image starts at 4,000 objects (stride 4), and so at the query ceiling."""
 
     def __post_init__(self) -> None:
         require_positive(self, "queries_per_object", "min_queries")
-        density = self.initial_density
+        ceiling, density = self.max_queries, self.initial_density
+        require(
+            ceiling is None or ceiling >= self.min_queries,
+            "max_queries",
+            f"{ceiling} is below min_queries {self.min_queries}",
+        )
         require(density is None or 0 < density < 1, "initial_density", f"must lie in (0, 1) or be null, got {density}")
 
 
@@ -221,12 +228,13 @@ class ModelConfig:
         else:
             require(self.denoising is None, "denoising", "only dino has denoising queries; set it to null")
         if self.d3q is not None:
-            floor = self.d3q.min_queries
-            require(
-                floor <= self.num_queries,
-                "d3q.min_queries",
-                f"{floor} exceeds the ceiling num_queries {self.num_queries}",
-            )
+            for name in ("min_queries", "max_queries"):
+                limit = getattr(self.d3q, name)
+                require(
+                    limit is None or limit <= self.num_queries,
+                    f"d3q.{name}",
+                    f"{limit} exceeds num_queries {self.num_queries}, the rows of the query table",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,7 @@ def _build_budget(config: Config) -> nn.Module:
         density_branch=branch,
         queries_per_object=model.d3q.queries_per_object,
         min_queries=model.d3q.min_queries,
-        max_queries=model.num_queries,
+        max_queries=model.d3q.max_queries or model.num_queries,
         round_objects=config.fidelity.round_objects,
         count_padding=config.fidelity.count_padding,
     )

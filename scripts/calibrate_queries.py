@@ -6,8 +6,8 @@
 
 An image is covered when it gets at least as many queries as it has objects. Estimated counts do not depend on the
 budget, so one pass over the images gives what the fit needs: the smallest model.d3q.queries_per_object, a multiple of
-0.05 from 1 on, whose coverage is the wanted one. model.d3q.min_queries is given, not fitted; model.num_queries, the
-length of the trained query table, stays the ceiling.
+0.05 from 1 on, whose coverage is the wanted one. model.d3q.min_queries is given, not fitted; model.d3q.max_queries
+stays the ceiling, or without one model.num_queries, the length of the trained query table.
 
 Two more passes show what that changes, over the range of object counts: AP, AR, queries and coverage with the
 checkpoint's budget, with the fitted one, and with the fitted one on the true counts instead of the estimated ones.
@@ -132,14 +132,14 @@ def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinRes
 
 def check_budget(config: Config, options: argparse.Namespace) -> None:
     """Raises UsageError where there is nothing to fit."""
-    ceiling = config.model.num_queries
     if config.model.d3q is None:
         raise runs.UsageError(
-            f"{options.resume}: model.d3q is null: this baseline gives every image {ceiling} queries, there is nothing "
-            "to fit; take the checkpoint of a D3Q detector"
+            f"{options.resume}: model.d3q is null: this baseline gives every image {config.model.num_queries} queries, "
+            "there is nothing to fit; take the checkpoint of a D3Q detector"
         )
+    ceiling = config.model.d3q.max_queries or config.model.num_queries
     if options.min_queries is not None and options.min_queries > ceiling:
-        raise runs.UsageError(f"--min-queries {options.min_queries} exceeds the ceiling model.num_queries {ceiling}")
+        raise runs.UsageError(f"--min-queries {options.min_queries} exceeds the ceiling of {ceiling} queries")
 
 
 def fit_budget(
@@ -188,8 +188,8 @@ def show(
         print(f"queries_per_object {LEAST_QUERIES_PER_OBJECT:g} is the least that is tried")
     if calibration.images_beyond_ceiling:
         print(
-            f"images with more objects than the ceiling model.num_queries {own.max_queries}, the length of the trained "
-            f"query table, which no budget covers: {calibration.images_beyond_ceiling}"
+            f"images with more objects than the ceiling of {own.max_queries} queries, which no budget covers: "
+            f"{calibration.images_beyond_ceiling}"
         )
     measured = results[CALIBRATED]["all"].coverage
     if measured < coverage:

@@ -29,7 +29,8 @@ from models.build import build_detector
 from models.conversion import mmdetection_naming
 
 GOLDENS = Path(os.environ.get("D3Q_GOLDENS") or Path(__file__).parent / "data" / "goldens")
-PUBLISHED_DINO_MIN_QUERIES = 300  # hard-coded in the published code
+# Where the published config gives none: hard-coded in DINO, no floor in Deformable DETR.
+PUBLISHED_MIN_QUERIES = {"dino_d3q": 300, "deformable_d3q": 1}
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def config_of(meta: dict) -> Config:
         denoising=_denoising(published["dn_cfg"]) if dino else None,
         d3q=D3QConfig(
             queries_per_object=published["t"],
-            min_queries=min(published.get("min_queries") or PUBLISHED_DINO_MIN_QUERIES, num_queries),
+            min_queries=min(published.get("min_queries") or PUBLISHED_MIN_QUERIES[meta["model"]], num_queries),
+            max_queries=published["max_queries"],
         )
         if d3q
         else None,

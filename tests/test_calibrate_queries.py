@@ -105,7 +105,7 @@ def test_what_limits_the_fit_is_said(experiment: Path, tmp_path: Path, capsys: p
     assert calibrate(experiment, *settings)["oracle count"]["all"].coverage == 0.75
     printed = capsys.readouterr().out
     assert "queries_per_object 1 is the least that is tried" in printed
-    assert "ceiling model.num_queries 30, the length of the trained query table, which no budget covers: 1" in printed
+    assert "the ceiling of 30 queries, which no budget covers: 1" in printed
     assert f"--set data.root={crowded} model.d3q.queries_per_object=1.0 model.d3q.min_queries=5" in printed
 
 
@@ -141,7 +141,9 @@ def test_usage(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     message = capsys.readouterr().err
     assert message.startswith(f"error: {checkpoint(experiment)}: model.d3q is null")
     assert calibrate_queries.main([*resume, "--min-queries", "31"]) == 2
-    assert "model.num_queries 30" in capsys.readouterr().err
+    assert "the ceiling of 30 queries" in capsys.readouterr().err
+    assert calibrate_queries.main([*resume, "--min-queries", "21", "--set", "model.d3q.max_queries=20"]) == 2
+    assert "the ceiling of 20 queries" in capsys.readouterr().err
     assert calibrate_queries.main([*resume, "--set", "data.root=nowhere"]) == 3
     assert calibrate_queries.main(["--resume", str(tmp_path / "missing.pth")]) == 4
     with pytest.raises(SystemExit) as caught:

@@ -87,6 +87,8 @@ def test_the_smallest_config_is_valid() -> None:
         ("model.d3q.queries_per_object=0", "model.d3q.queries_per_object"),
         ("model.d3q.min_queries=0", "model.d3q.min_queries"),
         ("model.d3q.min_queries=901", "model.d3q.min_queries"),
+        ("model.d3q.max_queries=901", "model.d3q.max_queries"),
+        ("model.d3q.max_queries=200", "model.d3q.max_queries"),
         ("model.d3q.initial_density=1", "model.d3q.initial_density"),
         ("model.d3q.initial_density=0", "model.d3q.initial_density"),
         ("criterion.decoder.box_weight=-1", "criterion.decoder.box_weight"),

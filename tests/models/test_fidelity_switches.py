@@ -29,6 +29,15 @@ def test_switches_of_the_budget_reach_it(name: str, value: str) -> None:
     assert getattr(budget, name) == (value == "true")
 
 
+def test_a_lower_ceiling_needs_no_other_weights() -> None:
+    images, mask = random_images([(SIDE, SIDE)])
+    detector = small_detector(small_config(CONFIG)).eval()
+    lower = build_detector(small_config(CONFIG, "model.d3q.max_queries=20"))
+    lower.load_state_dict(detector.state_dict())
+    assert int(detector(images, mask).num_queries) == 90
+    assert int(lower.eval()(images, mask).num_queries) == 20
+
+
 @pytest.mark.parametrize("merge", ["max", "sum"])
 def test_density_merge_reaches_the_loss(merge: str) -> None:
     (density_loss,) = build_criterion(small_config(CONFIG, f"fidelity.density_merge={merge}")).auxiliary_losses
