@@ -1,0 +1,9 @@
+// Compiled once per dtype, D3Q_DTYPE, so that a build uses several cores.
+#include "cuda_kernels.cuh"
+
+namespace d3q::cuda {
+
+template const char* forward<Dtype::D3Q_DTYPE>(const Problem&, const ForwardTensors&, int, void*);
+template const char* backward<Dtype::D3Q_DTYPE>(const Problem&, const BackwardTensors&, int, void*);
+
+}  // namespace d3q::cuda

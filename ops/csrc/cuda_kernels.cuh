@@ -1,0 +1,353 @@
+// Multi-scale deformable attention on a GPU of compute capability 8.0 or newer.
+//
+// kLanes neighbouring threads of a warp serve one query of one head. Each works out where some of the samples fall and
+// stages that in shared memory; then all of them walk over the samples, each loading its 16 bytes of the four cells.
+// So an address is computed once per sample, not once per channel. Coordinates, weights and sums are fp32 whatever the
+// dtype of value. Only threads of one warp share anything: no barrier is wider than a warp.
+//
+// tests/ops/cuda_emulator compiles this file with a C++ compiler and runs it on a CPU.
+#pragma once
+#ifdef D3Q_CUDA_EMULATOR
+#include "cuda_emulator.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define D3Q_LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+#endif
+
+#include "cuda_kernels.h"
+
+namespace d3q::cuda {
+
+constexpr int kVectorBytes = 16, kWarp = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+// Neighbouring queries read neighbouring cells, so wide blocks share the first-level cache. Where wide blocks would be
+// too few to fill a large GPU (few queries: a decoder), narrow ones spread the work.
+constexpr int kWideBlock = 256, kNarrowBlock = 64, kManyBlocks = 1024;
+
+template <Dtype dtype>
+struct ElementOf;
+template <>
+struct ElementOf<Dtype::kFloat> {
+  using type = float;
+};
+template <>
+struct ElementOf<Dtype::kHalf> {
+  using type = __half;
+};
+template <>
+struct ElementOf<Dtype::kBFloat16> {
+  using type = __nv_bfloat16;
+};
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void from_float(float x, float& to) { to = x; }
+__device__ __forceinline__ void from_float(float x, __half& to) { to = __float2half_rn(x); }
+__device__ __forceinline__ void from_float(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
+
+// Who does what for heads of kDim channels of type T.
+template <typename T, int kDim>
+struct Layout {
+  static constexpr int kChannels = kVectorBytes / sizeof(T);  // in a vector
+  static constexpr int kLanes = kDim / kChannels < kWarp ? kDim / kChannels : kWarp;
+  static constexpr int kVectors = kDim / (kChannels * kLanes);  // per lane and cell
+  static constexpr int kTaps = kLanes < 8 ? 2 : 1;              // samples that a lane stages per round
+  static constexpr int kRound = kLanes * kTaps;
+  static constexpr int kSlots = kWideBlock / kLanes;  // queries of the widest block
+  static constexpr int kPitch = kRound + 1;           // one more, or queries would meet in the same memory banks
+  static_assert(kVectors * kLanes * kChannels == kDim, "whole vectors only");
+};
+
+template <typename T, int kDim>
+struct alignas(kVectorBytes) Vector {
+  T channel[Layout<T, kDim>::kChannels];
+};
+
+// The cell of one vector of this lane; offset is in vectors.
+template <typename T, int kDim>
+__device__ __forceinline__ Vector<T, kDim> load(const T* cells, uint32_t offset, int vector) {
+  return (reinterpret_cast<const Vector<T, kDim>*>(cells) + vector * Layout<T, kDim>::kLanes)[offset];
+}
+
+// The four cells around a sample, in the order upper left, upper right, lower left, lower right.
+struct Cells {
+  float x = 0, y = 0;     // distance from the upper left one
+  unsigned valid = 0;     // bit i: cell i is in the map
+  uint4 offset = {0, 0, 0, 0};  // of each cell in vectors; where it is not valid, that of a cell that may be read
+};
+
+// No cell is valid where the sample touches none, which is also where its location is not a number.
+__device__ __forceinline__ Cells locate(const Problem& p, float2 location, int level) {
+  Cells cells;
+  const int height = p.height[level], width = p.width[level];
+  const float x = location.x * float(width) - 0.5f, y = location.y * float(height) - 0.5f;
+  if (!(x > -1.f && y > -1.f && x < float(width) && y < float(height))) return cells;
+  const int column = int(floorf(x)), row = int(floorf(y));
+  cells.x = x - float(column);
+  cells.y = y - float(row);
+  const bool left = column >= 0, right = column + 1 < width, upper = row >= 0, lower = row + 1 < height;
+  cells.valid = unsigned(upper && left) | unsigned(upper && right) << 1 | unsigned(lower && left) << 2 |
+                unsigned(lower && right) << 3;
+  const uint32_t token = p.start[level] + (upper ? row : 0) * width + (left ? column : 0);
+  const uint32_t step = left && right ? p.token_stride : 0;
+  const uint32_t line = upper && lower ? uint32_t(width) * p.token_stride : 0;
+  cells.offset.x = token * p.token_stride;
+  cells.offset.y = cells.offset.x + step;
+  cells.offset.z = cells.offset.x + line;
+  cells.offset.w = cells.offset.z + step;
+  return cells;
+}
+
+__device__ __forceinline__ float share_of(const Cells& cells, int cell) {
+  const float share = (cell & 1 ? cells.x : 1.f - cells.x) * (cell & 2 ? cells.y : 1.f - cells.y);
+  return cells.valid >> cell & 1 ? share : 0.f;
+}
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kWideBlock)
+    forward_kernel(Problem p, const T* __restrict__ value, const float2* __restrict__ locations,
+                   const float* __restrict__ weights, T* __restrict__ output) {
+  using L = Layout<T, kDim>;
+  __shared__ float4 shares[L::kSlots][L::kPitch];
+  __shared__ uint4 offsets[L::kSlots][L::kPitch];
+  const int slot = threadIdx.x / L::kLanes, lane = threadIdx.x % L::kLanes;
+  const int query = blockIdx.x * (blockDim.x / L::kLanes) + slot, head = blockIdx.y, image = blockIdx.z;
+  const bool live = query < p.queries;  // no early return: the barriers below need whole warps
+  const int64_t row = (int64_t(image) * p.queries + query) * p.heads + head;
+  const T* cells = value + image * p.image_stride + head * p.head_stride + lane * L::kChannels;
+
+  float sum[L::kVectors][L::kChannels] = {};
+  for (int first = 0; first < p.samples; first += L::kRound) {
+#pragma unroll
+    for (int tap = 0; tap < L::kTaps; ++tap) {
+      const int place = tap * L::kLanes + lane, sample = first + place;
+      float4 share = {0.f, 0.f, 0.f, 0.f};
+      uint4 offset = {0, 0, 0, 0};
+      if (live && sample < p.samples) {
+        const Cells found = locate(p, locations[row * p.samples + sample], sample / p.points);
+        const float weight = weights[row * p.samples + sample];
+        share = {share_of(found, 0) * weight, share_of(found, 1) * weight, share_of(found, 2) * weight,
+                 share_of(found, 3) * weight};
+        offset = found.offset;
+      }
+      shares[slot][place] = share;
+      offsets[slot][place] = offset;
+    }
+    __syncwarp();
+    const int count = min(L::kRound, p.samples - first);
+#pragma unroll 4
+    for (int place = 0; place < count; ++place) {
+      const float4 share = shares[slot][place];
+      const uint4 offset = offsets[slot][place];
+#pragma unroll
+      for (int v = 0; v < L::kVectors; ++v) {
+        const auto a = load<T, kDim>(cells, offset.x, v), b = load<T, kDim>(cells, offset.y, v);
+        const auto c = load<T, kDim>(cells, offset.z, v), d = load<T, kDim>(cells, offset.w, v);
+#pragma unroll
+        for (int i = 0; i < L::kChannels; ++i)
+          sum[v][i] += share.x * to_float(a.channel[i]) + share.y * to_float(b.channel[i]) +
+                       share.z * to_float(c.channel[i]) + share.w * to_float(d.channel[i]);
+      }
+    }
+    __syncwarp();  // the next round overwrites what slower lanes still read
+  }
+  if (!live) return;
+#pragma unroll
+  for (int v = 0; v < L::kVectors; ++v) {
+    Vector<T, kDim> rounded;
+#pragma unroll
+    for (int i = 0; i < L::kChannels; ++i) from_float(sum[v][i], rounded.channel[i]);
+    reinterpret_cast<Vector<T, kDim>*>(output + row * kDim)[v * L::kLanes + lane] = rounded;
+  }
+}
+
+// The sum over the lanes of a query, in each of them.
+template <int kLanes>
+__device__ __forceinline__ float sum_over_lanes(float x) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kWholeWarp, x, step);
+  return x;
+}
+
+template <int kChannels>
+__device__ __forceinline__ void add_atomically(float* to, const float (&gradient)[kChannels], float weight) {
+#pragma unroll
+  for (int i = 0; i < kChannels; i += 4) {
+    const float4 x = {gradient[i] * weight, gradient[i + 1] * weight, gradient[i + 2] * weight,
+                      gradient[i + 3] * weight};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    atomicAdd(reinterpret_cast<float4*>(to + i), x);  // one reduction instead of four; they bound this pass
+#else
+    atomicAdd(to + i, x.x);
+    atomicAdd(to + i + 1, x.y);
+    atomicAdd(to + i + 2, x.z);
+    atomicAdd(to + i + 3, x.w);
+#endif
+  }
+}
+
+// As staged in shared memory: all that the lanes of a query need of one sample.
+struct alignas(16) Tap {
+  float x, y, weight;
+  unsigned valid;
+};
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kWideBlock)
+    backward_kernel(Problem p, const T* __restrict__ output_gradient, const T* __restrict__ value,
+                    const float2* __restrict__ locations, const float* __restrict__ weights,
+                    float* __restrict__ value_gradient, float2* __restrict__ location_gradient,
+                    float* __restrict__ weight_gradient) {
+  using L = Layout<T, kDim>;
+  __shared__ Tap taps[L::kSlots][L::kPitch];
+  __shared__ uint4 offsets[L::kSlots][L::kPitch];
+  const int slot = threadIdx.x / L::kLanes, lane = threadIdx.x % L::kLanes;
+  const int query = blockIdx.x * (blockDim.x / L::kLanes) + slot, head = blockIdx.y, image = blockIdx.z;
+  const bool live = query < p.queries;  // no early return: the barriers and shuffles below need whole warps
+  const int64_t row = (int64_t(image) * p.queries + query) * p.heads + head;
+  const int64_t origin = image * p.image_stride + head * p.head_stride + lane * L::kChannels;
+
+  float gradient[L::kVectors][L::kChannels] = {};
+  if (live) {
+#pragma unroll
+    for (int v = 0; v < L::kVectors; ++v) {
+      const auto loaded = load<T, kDim>(output_gradient + row * kDim, lane, v);
+#pragma unroll
+      for (int i = 0; i < L::kChannels; ++i) gradient[v][i] = to_float(loaded.channel[i]);
+    }
+  }
+  for (int first = 0; first < p.samples; first += L::kRound) {
+    float scale_x[L::kTaps], scale_y[L::kTaps];  // from pixels to locations, times the weight
+#pragma unroll
+    for (int tap = 0; tap < L::kTaps; ++tap) {
+      const int place = tap * L::kLanes + lane, sample = first + place;
+      Cells found;
+      float weight = 0.f;
+      scale_x[tap] = scale_y[tap] = 0.f;
+      if (live && sample < p.samples) {
+        const int level = sample / p.points;
+        found = locate(p, locations[row * p.samples + sample], level);
+        weight = weights[row * p.samples + sample];
+        scale_x[tap] = float(p.width[level]) * weight;
+        scale_y[tap] = float(p.height[level]) * weight;
+      }
+      taps[slot][place] = {found.x, found.y, weight, found.valid};
+      offsets[slot][place] = found.offset;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int tap = 0; tap < L::kTaps; ++tap) {
+      float2 my_location = {0.f, 0.f};  // of the sample that this lane staged
+      float my_weight = 0.f;
+#pragma unroll 1
+      for (int owner = 0; owner < L::kLanes; ++owner) {
+        const int place = tap * L::kLanes + owner;
+        if (first + place >= p.samples) break;  // for every lane alike
+        const Tap sample = taps[slot][place];
+        const uint4 offset = offsets[slot][place];
+        const uint32_t offset_of[4] = {offset.x, offset.y, offset.z, offset.w};
+        const Cells cells = {sample.x, sample.y, sample.valid, offset};
+        float dot[4] = {0.f, 0.f, 0.f, 0.f};  // <output gradient, cell>, this lane's share
+#pragma unroll
+        for (int cell = 0; cell < 4; ++cell) {
+#pragma unroll
+          for (int v = 0; v < L::kVectors; ++v) {
+            const auto loaded = load<T, kDim>(value + origin, offset_of[cell], v);
+#pragma unroll
+            for (int i = 0; i < L::kChannels; ++i) dot[cell] += gradient[v][i] * to_float(loaded.channel[i]);
+          }
+          dot[cell] = sample.valid >> cell & 1 ? dot[cell] : 0.f;
+        }
+        const float left = 1.f - sample.x, upper = 1.f - sample.y;
+        const float along_x = sum_over_lanes<L::kLanes>(upper * (dot[1] - dot[0]) + sample.y * (dot[3] - dot[2]));
+        const float along_y = sum_over_lanes<L::kLanes>(left * (dot[2] - dot[0]) + sample.x * (dot[3] - dot[1]));
+        const float sampled = sum_over_lanes<L::kLanes>(upper * (left * dot[0] + sample.x * dot[1]) +
+                                                        sample.y * (left * dot[2] + sample.x * dot[3]));
+        if (lane == owner) {
+          my_location = {along_x * scale_x[tap], along_y * scale_y[tap]};
+          my_weight = sampled;
+        }
+#pragma unroll
+        for (int cell = 0; cell < 4; ++cell) {
+          if (!(sample.valid >> cell & 1)) continue;
+          const float weight = share_of(cells, cell) * sample.weight;
+          float* to = value_gradient + origin + int64_t(offset_of[cell]) * L::kChannels;
+#pragma unroll
+          for (int v = 0; v < L::kVectors; ++v)
+            add_atomically(to + v * L::kLanes * L::kChannels, gradient[v], weight);
+        }
+      }
+      const int sample = first + tap * L::kLanes + lane;
+      if (live && sample < p.samples) {
+        location_gradient[row * p.samples + sample] = my_location;
+        weight_gradient[row * p.samples + sample] = my_weight;
+      }
+    }
+    __syncwarp();  // the next round overwrites what slower lanes still read
+  }
+}
+
+struct Grid {
+  dim3 blocks;
+  int threads;
+};
+
+template <int kLanes>
+Grid grid_of(const Problem& p) {
+  const auto grid = [&](int threads) {
+    return Grid{dim3(unsigned(p.queries - 1) / (threads / kLanes) + 1, p.heads, p.batch), threads};
+  };
+  const Grid wide = grid(kWideBlock);
+  return int64_t(wide.blocks.x) * p.heads * p.batch < kManyBlocks ? grid(kNarrowBlock) : wide;
+}
+
+template <typename T, int kDim>
+void launch(const Problem& p, const ForwardTensors& t, cudaStream_t stream) {
+  const auto kernel = forward_kernel<T, kDim>;
+  const Grid grid = grid_of<Layout<T, kDim>::kLanes>(p);
+  D3Q_LAUNCH(kernel, grid.blocks, grid.threads, stream, p, static_cast<const T*>(t.value),
+             reinterpret_cast<const float2*>(t.locations), t.weights, static_cast<T*>(t.output));
+}
+
+template <typename T, int kDim>
+void launch(const Problem& p, const BackwardTensors& t, cudaStream_t stream) {
+  const auto kernel = backward_kernel<T, kDim>;
+  const Grid grid = grid_of<Layout<T, kDim>::kLanes>(p);
+  D3Q_LAUNCH(kernel, grid.blocks, grid.threads, stream, p, static_cast<const T*>(t.output_gradient),
+             static_cast<const T*>(t.value), reinterpret_cast<const float2*>(t.locations), t.weights,
+             t.value_gradient, reinterpret_cast<float2*>(t.location_gradient), t.weight_gradient);
+}
+
+template <Dtype dtype, typename Tensors>
+const char* run(const Problem& problem, const Tensors& tensors, int device, void* stream_handle) {
+  using T = typename ElementOf<dtype>::type;
+  const auto stream = static_cast<cudaStream_t>(stream_handle);
+  // The library brings its own CUDA runtime, which must learn of the device that torch chose.
+  if (const auto error = cudaSetDevice(device); error != cudaSuccess) return cudaGetErrorString(error);
+  switch (problem.dim) {
+    case 8: launch<T, 8>(problem, tensors, stream); break;
+    case 16: launch<T, 16>(problem, tensors, stream); break;
+    case 32: launch<T, 32>(problem, tensors, stream); break;
+    case 64: launch<T, 64>(problem, tensors, stream); break;
+    case 128: launch<T, 128>(problem, tensors, stream); break;
+    case 256: launch<T, 256>(problem, tensors, stream); break;
+    default: return "no kernel for this width per head";
+  }
+  const auto error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <Dtype dtype>
+const char* forward(const Problem& problem, const ForwardTensors& tensors, int device, void* stream) {
+  return run<dtype>(problem, tensors, device, stream);
+}
+
+template <Dtype dtype>
+const char* backward(const Problem& problem, const BackwardTensors& tensors, int device, void* stream) {
+  return run<dtype>(problem, tensors, device, stream);
+}
+
+}  // namespace d3q::cuda

@@ -1,0 +1,44 @@
+// Runs the CUDA kernels in the emulator; tests/ops/emulated_kernels.py calls it and mirrors Call.
+#define D3Q_CUDA_EMULATOR
+#include "cuda_kernels.cuh"
+
+#include <string>
+
+using namespace d3q::cuda;
+
+struct Call {
+  int64_t dtype, seed, dim, heads, batch, queries, points, levels;
+  const int64_t *shapes, *strides;
+};
+
+template <Dtype dtype, typename Tensors>
+const char* run_emulated(const Call& c, const Tensors& tensors) {
+  const Problem problem = make_problem(dtype, int(c.dim), int(c.heads), int(c.batch), int(c.queries), int(c.points),
+                                       int(c.levels), c.shapes, c.strides);
+  return run<dtype>(problem, tensors, 0, nullptr);
+}
+
+template <typename Tensors>
+const char* dispatch(const Call& call, const Tensors& tensors) {
+  static std::string message;
+  emulator::machine().random.seed(unsigned(call.seed));
+  try {
+    if (call.dtype == 0) return run_emulated<Dtype::kFloat>(call, tensors);
+#ifndef D3Q_FLOAT_ONLY
+    if (call.dtype == 1) return run_emulated<Dtype::kHalf>(call, tensors);
+    if (call.dtype == 2) return run_emulated<Dtype::kBFloat16>(call, tensors);
+#endif
+    return "no such dtype";
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+// Both return nullptr or what went wrong.
+extern "C" const char* emulate_forward(const Call* call, const ForwardTensors* tensors) {
+  return dispatch(*call, *tensors);
+}
+extern "C" const char* emulate_backward(const Call* call, const BackwardTensors* tensors) {
+  return dispatch(*call, *tensors);
+}
