@@ -34,6 +34,18 @@ def check_arguments(value: Tensor, spatial_shapes: Sequence[int], locations: Ten
         )
 
 
+def check_output_gradient(output_gradient: Tensor, value: Tensor, locations: Tensor) -> None:
+    """Raises ValueError where it is not of the output's shape, dtype and device."""
+    expected = (value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+    if tuple(output_gradient.shape) != expected:
+        raise ValueError(f"the output's gradient {tuple(output_gradient.shape)} must be (B, Q, M*D) = {expected}")
+    if output_gradient.dtype != value.dtype or output_gradient.device != value.device:
+        raise ValueError(
+            f"the output's gradient must be {value.dtype} on {value.device} like value, got {output_gradient.dtype} "
+            f"on {output_gradient.device}"
+        )
+
+
 def _check_levels(tokens: int, spatial_shapes: Sequence[int]) -> None:
     if not spatial_shapes or len(spatial_shapes) % 2:
         raise ValueError(f"spatial_shapes must be pairs of height and width, one at least, got {list(spatial_shapes)}")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops.checks import HALF, check_arguments
-from ops.embedding_bag import ms_deform_attn_embedding_bag
+from ops.checks import HALF, check_arguments, check_output_gradient
+from ops.embedding_bag import ms_deform_attn_embedding_bag, ms_deform_attn_gradients
 from ops.library import is_loaded
 from ops.reference import ms_deform_attn_reference
 
@@ -30,9 +30,6 @@ FORMS: dict[str, Form] = {
 }
 BACKENDS = ("cpp", *FORMS)
 FORCED_BACKEND = os.environ.get("D3Q_OPS_BACKEND") or "auto"
-
-# Head by head in memory, the backward pass is faster; below this many samples per token the copies cost more.
-HEAD_MAJOR_SAMPLES_PER_TOKEN = 2
 
 
 def ms_deform_attn(
@@ -101,8 +98,11 @@ def _run_form(form: Form, value: Tensor, flat_shapes: Sequence[int], locations: 
     dtype = value.dtype
     if dtype in HALF:
         value, weights = value.float(), weights.float()
-    shapes = list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
-    return form(value, shapes, locations, weights).to(dtype)
+    return form(value, _pairs(flat_shapes), locations, weights).to(dtype)
+
+
+def _pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
 
 
 # The operator, for exported and compiled programs and for every backend.
@@ -133,21 +133,14 @@ def _backward(
     output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(value, spatial_shapes, locations, weights)
-    backend = choose_backend(value.device.type)
-    if backend != "cpp":
-        form = FORMS[backend]
-        _, pull_back = torch.func.vjp(
-            lambda v, loc, w: _run_form(form, v, spatial_shapes, loc, w), value, locations, weights
-        )
-        gradients = pull_back(output_gradient)
+    check_output_gradient(output_gradient, value, locations)
+    inputs = _kernel_inputs(value, locations, weights)
+    gradient = output_gradient.to(inputs[0].dtype).contiguous()
+    if choose_backend(value.device.type) == "cpp":
+        run = torch.ops.d3q.ms_deform_attn_cpu_backward
+        gradients = run(gradient, inputs[0], spatial_shapes, inputs[1], inputs[2])
     else:
-        cells, places, shares = _kernel_inputs(value, locations, weights)
-        samples = locations.shape[1] * locations.shape[3] * locations.shape[4]
-        if samples >= HEAD_MAJOR_SAMPLES_PER_TOKEN * value.shape[1]:
-            cells = cells.transpose(1, 2).contiguous().transpose(1, 2)
-        gradients = torch.ops.d3q.ms_deform_attn_cpu_backward(
-            output_gradient.to(cells.dtype).contiguous(), cells, spatial_shapes, places, shares
-        )
+        gradients = ms_deform_attn_gradients(gradient, inputs[0], _pairs(spatial_shapes), inputs[1], inputs[2])
     value_gradient, location_gradient, weight_gradient = (
         gradient.to(tensor.dtype).contiguous()
         for gradient, tensor in zip(gradients, (value, locations, weights), strict=True)
@@ -174,6 +167,8 @@ def _fake_forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tenso
 def _fake_backward(
     output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_arguments(value, spatial_shapes, locations, weights)
+    check_output_gradient(output_gradient, value, locations)
     value_gradient, location_gradient, weight_gradient = (
         tensor.new_empty(tensor.shape) for tensor in (value, locations, weights)
     )
