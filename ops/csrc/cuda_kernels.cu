@@ -3,7 +3,7 @@
 
 namespace d3q::cuda {
 
-template const char* forward<Dtype::D3Q_DTYPE>(const Problem&, const ForwardTensors&, int, void*);
-template const char* backward<Dtype::D3Q_DTYPE>(const Problem&, const BackwardTensors&, int, void*);
+template const char* start<Dtype::D3Q_DTYPE>(const Problem&, const ForwardTensors&, int, void*);
+template const char* start<Dtype::D3Q_DTYPE>(const Problem&, const BackwardTensors&, int, void*);
 
 }  // namespace d3q::cuda

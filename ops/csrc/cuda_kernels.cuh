@@ -322,7 +322,7 @@ void launch(const Problem& p, const BackwardTensors& t, cudaStream_t stream) {
 }
 
 template <Dtype dtype, typename Tensors>
-const char* run(const Problem& problem, const Tensors& tensors, int device, void* stream_handle) {
+const char* start(const Problem& problem, const Tensors& tensors, int device, void* stream_handle) {
   using T = typename ElementOf<dtype>::type;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   // The library brings its own CUDA runtime, which must learn of the device that torch chose.
@@ -338,16 +338,6 @@ const char* run(const Problem& problem, const Tensors& tensors, int device, void
   }
   const auto error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-template <Dtype dtype>
-const char* forward(const Problem& problem, const ForwardTensors& tensors, int device, void* stream) {
-  return run<dtype>(problem, tensors, device, stream);
-}
-
-template <Dtype dtype>
-const char* backward(const Problem& problem, const BackwardTensors& tensors, int device, void* stream) {
-  return run<dtype>(problem, tensors, device, stream);
 }
 
 }  // namespace d3q::cuda

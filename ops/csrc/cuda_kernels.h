@@ -55,10 +55,8 @@ constexpr bool is_supported(int64_t dim) {
   return dim == 8 || dim == 16 || dim == 32 || dim == 64 || dim == 128 || dim == 256;
 }
 
-// Start the kernels on a device's stream. Return what went wrong, or nullptr.
-template <Dtype dtype>
-const char* forward(const Problem& problem, const ForwardTensors& tensors, int device, void* stream);
-template <Dtype dtype>
-const char* backward(const Problem& problem, const BackwardTensors& tensors, int device, void* stream);
+// Starts a kernel, forward or backward by the kind of tensors, on a device's stream. Returns what went wrong, or nullptr.
+template <Dtype dtype, typename Tensors>
+const char* start(const Problem& problem, const Tensors& tensors, int device, void* stream);
 
 }  // namespace d3q::cuda

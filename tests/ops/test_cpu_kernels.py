@@ -94,9 +94,9 @@ def test_cells_outside_are_not_read() -> None:
 def test_calls_that_would_leave_the_tensors_are_errors(change: dict[str, object], message: str) -> None:
     value, locations, weights = make_inputs("odd", dtype=torch.float32, spread=0.5)
     arguments = {"value": value, "shapes": [5, 9, 3, 4], "locations": locations, "weights": weights} | change
-    with pytest.raises(RuntimeError, match=f"ms_deform_attn_cpu: .*{message}"):
+    with pytest.raises(RuntimeError, match=f"ms_deform_attn: .*{message}"):
         torch.ops.d3q.ms_deform_attn_cpu(*arguments.values())
-    with pytest.raises(RuntimeError, match=f"ms_deform_attn_cpu: .*{message}"):
+    with pytest.raises(RuntimeError, match=f"ms_deform_attn: .*{message}"):
         torch.ops.d3q.ms_deform_attn_cpu_backward(torch.zeros(2, 7, 15), *arguments.values())
 
 
@@ -105,5 +105,5 @@ def test_calls_that_would_leave_the_tensors_are_errors(change: dict[str, object]
 )
 def test_a_gradient_that_does_not_fit_is_an_error(gradient: Tensor) -> None:
     inputs = make_inputs("odd", dtype=torch.float32, spread=0.5)
-    with pytest.raises(RuntimeError, match="ms_deform_attn_cpu: "):
+    with pytest.raises(RuntimeError, match="ms_deform_attn: "):
         torch.ops.d3q.ms_deform_attn_cpu_backward(gradient, inputs[0], [5, 9, 3, 4], *inputs[1:])

@@ -15,7 +15,7 @@ template <Dtype dtype, typename Tensors>
 const char* run_emulated(const Call& c, const Tensors& tensors) {
   const Problem problem = make_problem(dtype, int(c.dim), int(c.heads), int(c.batch), int(c.queries), int(c.points),
                                        int(c.levels), c.shapes, c.strides);
-  return run<dtype>(problem, tensors, 0, nullptr);
+  return start<dtype>(problem, tensors, 0, nullptr);
 }
 
 template <typename Tensors>
