@@ -1,10 +1,12 @@
 """The operator: its schema, fake kernel and gradient, and the choice of what computes it.
 
-| backend         | what                                                  | chosen by itself                |
-|-----------------|-------------------------------------------------------|---------------------------------|
-| `cpp`           | compiled kernels (`ops/csrc/`, `python -m ops.build`) | on CPUs, where they are built   |
-| `embedding_bag` | pure PyTorch                                          | on CPUs without them            |
-| `grid_sample`   | pure PyTorch, the definition (`ops/reference.py`)     | on GPUs                         |
+| backend         | what                                                  | chosen by itself                          |
+|-----------------|-------------------------------------------------------|-------------------------------------------|
+| `cpp`           | compiled kernels (`ops/csrc/`, `python -m ops.build`) | on CPUs, where they are built             |
+| `embedding_bag` | pure PyTorch                                          | on CPUs without them                      |
+| `cuda`          | compiled kernels (`ops/cuda_kernels.py`)              | on GPUs, where they are built, in float32 |
+|                 |                                                       | and half precision, for the usual widths  |
+| `grid_sample`   | pure PyTorch, the definition (`ops/reference.py`)     | on GPUs otherwise                         |
 
 The environment variable D3Q_OPS_BACKEND forces one of them; it is read when `ops` is imported.
 """
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ops import cuda_kernels
 from ops.checks import HALF, check_arguments, check_output_gradient
 from ops.embedding_bag import ms_deform_attn_embedding_bag, ms_deform_attn_gradients
 from ops.library import is_loaded
@@ -28,7 +31,7 @@ FORMS: dict[str, Form] = {
     "embedding_bag": ms_deform_attn_embedding_bag,
     "grid_sample": ms_deform_attn_reference,
 }
-BACKENDS = ("cpp", *FORMS)
+BACKENDS = ("cpp", "cuda", *FORMS)
 FORCED_BACKEND = os.environ.get("D3Q_OPS_BACKEND") or "auto"
 
 
@@ -53,11 +56,13 @@ def ms_deform_attn(
     Source: Zhu et al., Deformable DETR, ICLR 2021, equation 3.
     """
     flat_shapes = [size for shape in spatial_shapes for size in shape]
+    check_arguments(value, flat_shapes, sampling_locations, attention_weights)
     backend = choose_backend(value.device.type)
-    if backend == "cpp":
+    if backend == "cuda" and (reason := cuda_kernels.unsupported_kind(value, flat_shapes)):
+        backend = _without_cuda_kernels(reason)
+    if backend not in FORMS:
         return torch.ops.d3q.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
     # Pure PyTorch needs no operator around it: autograd then keeps what its backward pass would compute again.
-    check_arguments(value, flat_shapes, sampling_locations, attention_weights)
     return _run_form(FORMS[backend], value, flat_shapes, sampling_locations, attention_weights)
 
 
@@ -65,7 +70,7 @@ def choose_backend(device_type: str) -> str:
     """The backend for a kind of device: the forced one, or the fastest that is there."""
     if FORCED_BACKEND == "auto":
         if device_type == "cuda":
-            return "grid_sample"
+            return "cuda" if cuda_kernels.are_loaded() else "grid_sample"
         return "cpp" if device_type == "cpu" and is_loaded() else "embedding_bag"
     if FORCED_BACKEND not in BACKENDS:
         raise ValueError(f"D3Q_OPS_BACKEND: unknown backend {FORCED_BACKEND!r}; choose auto, {', '.join(BACKENDS)}")
@@ -75,7 +80,27 @@ def choose_backend(device_type: str) -> str:
         )
     if FORCED_BACKEND == "cpp" and device_type != "cpu":
         raise ValueError(f"D3Q_OPS_BACKEND=cpp runs on the CPU, the tensors are on {device_type}; choose grid_sample")
+    if FORCED_BACKEND == "cuda" and not cuda_kernels.are_loaded():
+        raise ValueError("D3Q_OPS_BACKEND=cuda: the library has no CUDA kernels; run python -m ops.build with an nvcc")
+    if FORCED_BACKEND == "cuda" and device_type != "cuda":
+        raise ValueError(f"D3Q_OPS_BACKEND=cuda runs on GPUs, the tensors are on {device_type}; choose auto")
     return FORCED_BACKEND
+
+
+def _without_cuda_kernels(reason: str) -> str:
+    """What runs on a GPU instead of the kernels."""
+    if FORCED_BACKEND == "cuda":
+        raise ValueError(f"D3Q_OPS_BACKEND=cuda: {reason}; choose grid_sample")
+    return "grid_sample"
+
+
+def _backend_of_call(value: Tensor, spatial_shapes: Sequence[int]) -> str:
+    """The backend inside the operator, where sizes are numbers even if a compiled program calls it."""
+    backend = choose_backend(value.device.type)
+    if backend == "cuda":
+        reason = cuda_kernels.unsupported_kind(value, spatial_shapes) or cuda_kernels.unsupported_call(value)
+        return _without_cuda_kernels(reason) if reason else backend
+    return backend
 
 
 @contextmanager
@@ -121,9 +146,11 @@ torch.library.define(
 @torch.library.impl("d3q::ms_deform_attn", "default")
 def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     check_arguments(value, spatial_shapes, locations, weights)
-    backend = choose_backend(value.device.type)
-    if backend != "cpp":
+    backend = _backend_of_call(value, spatial_shapes)
+    if backend in FORMS:
         return _run_form(FORMS[backend], value, spatial_shapes, locations, weights)
+    if backend == "cuda":
+        return cuda_kernels.forward(value, spatial_shapes, locations, weights)
     cells, places, shares = _kernel_inputs(value, locations, weights)
     return torch.ops.d3q.ms_deform_attn_cpu(cells, spatial_shapes, places, shares).to(value.dtype)
 
@@ -134,13 +161,17 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(value, spatial_shapes, locations, weights)
     check_output_gradient(output_gradient, value, locations)
-    inputs = _kernel_inputs(value, locations, weights)
-    gradient = output_gradient.to(inputs[0].dtype).contiguous()
-    if choose_backend(value.device.type) == "cpp":
-        run = torch.ops.d3q.ms_deform_attn_cpu_backward
-        gradients = run(gradient, inputs[0], spatial_shapes, inputs[1], inputs[2])
+    backend = _backend_of_call(value, spatial_shapes)
+    if backend == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        gradients = cuda_kernels.backward(output_gradient, value, spatial_shapes, locations, weights)
     else:
-        gradients = ms_deform_attn_gradients(gradient, inputs[0], _pairs(spatial_shapes), inputs[1], inputs[2])
+        inputs = _kernel_inputs(value, locations, weights)
+        gradient = output_gradient.to(inputs[0].dtype).contiguous()
+        if backend == "cpp":
+            run = torch.ops.d3q.ms_deform_attn_cpu_backward
+            gradients = run(gradient, inputs[0], spatial_shapes, inputs[1], inputs[2])
+        else:
+            gradients = ms_deform_attn_gradients(gradient, inputs[0], _pairs(spatial_shapes), inputs[1], inputs[2])
     value_gradient, location_gradient, weight_gradient = (
         gradient.to(tensor.dtype).contiguous()
         for gradient, tensor in zip(gradients, (value, locations, weights), strict=True)

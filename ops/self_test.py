@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ops import cuda_kernels
 from ops.library import is_loaded
 from ops.ms_deform_attn import FORMS, forced_backend, ms_deform_attn
 from ops.reference import ms_deform_attn_reference
@@ -27,12 +28,20 @@ class Result:
 
 
 def self_test() -> list[Result]:
-    """A line per backend and dtype, on the CPU; errors as shares of the largest number compared."""
+    """A line per backend and dtype; errors as shares of the largest number compared.
+
+    All on the CPU but the CUDA kernels, which are left out where there is no GPU.
+    """
+    cpu = torch.device("cpu")
     backends = [*(["cpp"] if is_loaded() else []), *FORMS]
-    return [_compare(backend, dtype) for backend in backends for dtype in TOLERANCES]
+    results = [_compare(backend, dtype, cpu) for backend in backends for dtype in TOLERANCES]
+    if cuda_kernels.are_loaded() and torch.cuda.is_available():
+        dtypes = [dtype for dtype in TOLERANCES if dtype != torch.float64]
+        results += [_compare("cuda", dtype, torch.device("cuda")) for dtype in dtypes]
+    return results
 
 
-def _compare(backend: str, dtype: torch.dtype) -> Result:
+def _compare(backend: str, dtype: torch.dtype, device: torch.device) -> Result:
     generator = torch.Generator().manual_seed(0)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     batch, heads, dim, queries, points = 2, 3, 16, 11, 4
@@ -41,10 +50,10 @@ def _compare(backend: str, dtype: torch.dtype) -> Result:
     value = torch.randn(batch, tokens, heads, dim, generator=generator, dtype=exact).to(dtype)
     locations = torch.rand(*samples, 2, generator=generator, dtype=exact) * 1.4 - 0.2
     weights = torch.rand(samples, generator=generator, dtype=exact)
-    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    inputs = [tensor.to(device).requires_grad_() for tensor in (value, locations, weights)]
     with forced_backend(backend):
         output = ms_deform_attn(inputs[0], SHAPES, *inputs[1:])
-        output_gradient = torch.randn(output.shape, generator=generator).to(dtype)
+        output_gradient = torch.randn(output.shape, generator=generator).to(device, dtype)
         found = [output, *torch.autograd.grad(output, inputs, output_gradient)]
     inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
     output = ms_deform_attn_reference(inputs[0], SHAPES, *inputs[1:])

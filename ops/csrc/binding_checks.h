@@ -15,7 +15,9 @@ inline void require(bool holds, const char* relation) {
 }
 
 // First token of each level. Sizes are compared by division: their product could overflow.
-inline std::vector<int64_t> level_starts(const std::vector<int64_t>& shapes, int64_t tokens) {
+inline std::vector<int64_t> level_starts(const std::vector<int64_t>& shapes, const torch::stable::Tensor& value) {
+  require(value.dim() == 4, "value needs 4 dimensions");
+  const int64_t tokens = value.size(1);
   require(!shapes.empty() && shapes.size() % 2 == 0, "spatial_shapes must be pairs (height, width), one at least");
   std::vector<int64_t> starts;
   int64_t start = 0;
@@ -30,9 +32,9 @@ inline std::vector<int64_t> level_starts(const std::vector<int64_t>& shapes, int
   return starts;
 }
 
+// After level_starts.
 inline void require_agreement(const torch::stable::Tensor& value, int64_t levels,
                               const torch::stable::Tensor& locations, const torch::stable::Tensor& weights) {
-  require(value.dim() == 4, "value needs 4 dimensions");
   require(locations.dim() == 6 && weights.dim() == 5, "sampling_locations needs 6, attention_weights 5 dimensions");
   for (int i = 0; i < 5; ++i)
     require(locations.size(i) == weights.size(i), "sampling_locations must be attention_weights + (2,)");

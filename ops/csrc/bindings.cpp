@@ -82,8 +82,7 @@ void run_backward(const d3q::Problem& problem, const d3q::Inputs<T>& inputs, con
 
 Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& locations, const Tensor& weights,
                bool allow_avx2) {
-  require(value.dim() == 4, "value needs 4 dimensions");
-  const auto starts = d3q::level_starts(shapes, value.size(1));
+  const auto starts = d3q::level_starts(shapes, value);
   const auto problem = checked_problem(value, shapes, starts, locations, weights);
   Tensor output = torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.dim});
   const bool avx2 = use_avx2(allow_avx2);
@@ -99,8 +98,7 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& l
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const Tensor& value,
                                             std::vector<int64_t> shapes, const Tensor& locations,
                                             const Tensor& weights, bool allow_avx2) {
-  require(value.dim() == 4, "value needs 4 dimensions");
-  const auto starts = d3q::level_starts(shapes, value.size(1));
+  const auto starts = d3q::level_starts(shapes, value);
   const auto problem = checked_problem(value, shapes, starts, locations, weights);
   require_input(output_gradient, value.scalar_type(), true);
   d3q::require_output_gradient(output_gradient, value, weights);

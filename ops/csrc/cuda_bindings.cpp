@@ -56,8 +56,8 @@ Dtype dtype_of(const Tensor& value) {
 // vectors of an image too.
 Problem checked_problem(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations,
                         const Tensor& weights) {
-  d3q::require_agreement(value, int64_t(shapes.size() / 2), locations, weights);
-  d3q::level_starts(shapes, value.size(1));
+  const auto starts = d3q::level_starts(shapes, value);
+  d3q::require_agreement(value, int64_t(starts.size()), locations, weights);
   const Dtype dtype = dtype_of(value);
   const int64_t channels = dtype == Dtype::kFloat ? 4 : 8;  // in 16 bytes
   const int64_t levels = weights.size(3), points = weights.size(4);

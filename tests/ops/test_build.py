@@ -27,12 +27,14 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         monkeypatch.setattr(module, "library_folders", lambda: folders)
     monkeypatch.setattr(build, "load_built_library", lambda: None)
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("D3Q_OPS_CUDA", "0")  # tests/ops/test_cuda_build.py builds with CUDA
     return folders
 
 
 def start(code: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """Python in a copy of ops/, with a cache folder of its own."""
-    variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(folder / "cache")} | environment
+    """Python in a copy of ops/, with a cache folder of its own; builds there are without CUDA."""
+    variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    variables |= {"D3Q_OPS_CUDA": "0"} | environment
     if "D3Q_OPS_BACKEND" not in environment:
         variables.pop("D3Q_OPS_BACKEND", None)
     command = [sys.executable, *code]
@@ -176,8 +178,9 @@ def test_a_damaged_library_is_a_warning(copy: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("fast", "unknown backend 'fast'; choose auto, cpp, embedding_bag, grid_sample"),
-                          ("cpp", "the library is not built for this code and torch; run python -m ops.build")]
+    ("name", "message"), [("fast", "unknown backend 'fast'; choose auto, cpp, cuda, embedding_bag, grid_sample"),
+                          ("cpp", "the library is not built for this code and torch; run python -m ops.build"),
+                          ("cuda", "the library has no CUDA kernels; run python -m ops.build with an nvcc")]
 )  # fmt: skip
 def test_the_environment_names_a_backend_that_cannot_run(name: str, message: str, copy: Path) -> None:
     code = (

@@ -1,0 +1,69 @@
+"""The CUDA kernels as the operator sees them: which calls they are made for, what they read, what they return."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# As in csrc/cuda_kernels.h.
+WIDTHS = (8, 16, 32, 64, 128, 256)
+MAX_LEVELS = 16
+MAX_HEADS_OR_IMAGES = 65535
+OLDEST_DEVICE = (8, 0)
+ALIGNMENT = 16  # bytes
+
+
+def are_loaded() -> bool:
+    return hasattr(torch.ops.d3q, "ms_deform_attn_cuda")
+
+
+def unsupported_kind(value: Tensor, spatial_shapes: Sequence[int]) -> str | None:
+    """Why there is no kernel for such calls, if so. Looks only at what a compiled program knows too.
+
+    spatial_shapes   [h0, w0, h1, w1, ...]
+    """
+    if value.dtype == torch.float64:
+        return "the CUDA kernels compute in float32, value is float64"
+    if value.shape[3] not in WIDTHS:
+        return f"heads are {value.shape[3]} wide; the CUDA kernels are made for {', '.join(map(str, WIDTHS))}"
+    if len(spatial_shapes) > 2 * MAX_LEVELS:
+        return f"{len(spatial_shapes) // 2} levels; the CUDA kernels take {MAX_LEVELS} at most"
+    return None
+
+
+def unsupported_call(value: Tensor) -> str | None:
+    """Why the kernels cannot do this very call, if so."""
+    if max(value.shape[0], value.shape[2]) > MAX_HEADS_OR_IMAGES:
+        return f"{value.shape[0]} images, {value.shape[2]} heads; the CUDA kernels take {MAX_HEADS_OR_IMAGES} at most"
+    capability = torch.cuda.get_device_capability(value.device)
+    if capability < OLDEST_DEVICE:
+        return f"the CUDA kernels need compute capability 8.0, {value.device} has {'.'.join(map(str, capability))}"
+    return None
+
+
+def forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    channels = ALIGNMENT // value.element_size()
+    steps = [stride for size, stride in zip(value.shape, value.stride(), strict=True) if size > 1]
+    if value.stride(3) != 1 or any(step % channels for step in steps[:-1]):
+        value = value.contiguous()
+    return torch.ops.d3q.ms_deform_attn_cuda(
+        _aligned(value), spatial_shapes, _aligned(locations.contiguous()), _aligned(weights.float().contiguous())
+    )
+
+
+def backward(
+    output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights, all float32. Sums up in an order that differs from call to call."""
+    return torch.ops.d3q.ms_deform_attn_cuda_backward(
+        _aligned(output_gradient.to(value.dtype).contiguous()),
+        _aligned(value.contiguous()),
+        spatial_shapes,
+        _aligned(locations.contiguous()),
+        _aligned(weights.float().contiguous()),
+    )
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The kernels load 16 bytes at once; a view can start in between, fresh memory does not."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()

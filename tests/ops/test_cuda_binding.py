@@ -1,0 +1,142 @@
+"""The binding of the CUDA kernels and what calls it, on the CPU: the sources but for what asks for a GPU."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from emulated_kernels import EMULATOR, SOURCES, without_compiler
+
+from ops import cuda_build, library
+
+ROOT = Path(__file__).parents[2]
+INCLUDE = Path(torch.__file__).parent / "include"
+
+# In cuda_bindings.cpp; a text that does not stand there so often is a failure.
+ON_A_CPU = {
+    "STABLE_TORCH_LIBRARY_IMPL(d3q, CUDA, library)": ("STABLE_TORCH_LIBRARY_IMPL(d3q, CPU, library)", 1),
+    "tensor.is_cuda()": ("tensor.is_cpu()", 1),
+    "current_stream(device))": ("nullptr)", 1),
+    "void* current_stream(": ("[[maybe_unused]] void* current_stream(", 1),
+    "const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());": ("", 2),
+}
+
+SCRIPT = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[2])
+from emulated_kernels import Case, error
+from ops import cuda_kernels, reference
+import ops.ms_deform_attn
+
+torch.ops.load_library(sys.argv[1])
+assert cuda_kernels.are_loaded()
+
+
+def flat(case):
+    return [size for shape in case.shapes for size in shape]
+
+
+def run(case):
+    inputs = [case.value, flat(case), case.locations, case.weights]
+    return [cuda_kernels.forward(*inputs), *cuda_kernels.backward(case.output_gradient, *inputs)]
+
+
+def check(case):
+    tolerance = 2e-6 if case.dtype == torch.float32 else 4e-3
+    found, expected = run(case), case.expected()
+    assert [tensor.shape for tensor in found] == [tensor.shape for tensor in expected]
+    assert found[0].dtype == case.dtype and {tensor.dtype for tensor in found[1:]} == {torch.float32}
+    errors = [error(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
+    assert max(errors) <= tolerance, errors
+
+
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    check(Case(dtype=dtype))
+    case = Case(dtype=dtype, dim=16, queries=5)
+    case.weights = case.weights.to(dtype)
+    check(case)
+    case.value = case.value.transpose(1, 2).contiguous().transpose(1, 2)  # head by head
+    check(case)
+    case.value = case.value.mT.contiguous().mT  # channels apart
+    check(case)
+    case.value = case.value[:1].expand(2, -1, -1, -1)  # one image for all
+    check(case)
+    shifted = torch.empty(case.locations.numel() + 1)[1:].view_as(case.locations)
+    case.locations = shifted.copy_(case.locations)  # not at a multiple of 16 bytes
+    check(case)
+    check(Case(dtype=dtype, batch=1, queries=1, heads=1))
+for empty in ({"queries": 0}, {"batch": 0}, {"heads": 0}, {"points": 0}):
+    found = run(Case(**empty))
+    assert all(tensor.abs().sum() == 0 for tensor in found), empty
+
+
+def refused(message, *, shapes=None, **changes):
+    case = Case(dim=8)
+    arguments = {"value": case.value, "shapes": flat(case), "locations": case.locations, "weights": case.weights}
+    gradient = changes.pop("gradient", case.output_gradient)
+    arguments |= changes | ({"shapes": shapes} if shapes else {})
+    calls = [lambda: torch.ops.d3q.ms_deform_attn_cuda_backward(gradient, *arguments.values())]
+    if gradient is case.output_gradient:
+        calls.append(lambda: torch.ops.d3q.ms_deform_attn_cuda(*arguments.values()))
+    for call in calls:
+        try:
+            call()
+        except RuntimeError as found:
+            assert message in str(found), (message, found)
+        else:
+            raise AssertionError(message)
+
+
+case = Case(dim=8)
+refused("sum(height * width)", shapes=[9, 13, 5, 7, 3, 4, 2, 2, 1, 2])
+refused("positive", shapes=[9, 13, 5, 7, 3, 4, 2, 2, -1, -1])
+refused("pairs", shapes=[9, 13, 5, 7, 3, 4, 2, 2, 1])
+refused("attention_weights + (2,)", weights=case.weights[:, :-1].contiguous())
+refused("batch, heads and levels", value=case.value[:1])
+refused("8, 16, 32, 64, 128 or 256 wide", value=case.value[..., :4].contiguous())
+refused("float32, float16 or bfloat16", value=case.value.double())
+refused("locations and weights must be float32", locations=case.locations.half())
+refused("must be contiguous", weights=case.weights.mT.contiguous().mT)
+refused("channels of value must be adjacent", value=case.value.mT.contiguous().mT)
+refused("multiples of 16 bytes", locations=torch.empty(case.locations.numel() + 1)[1:].view_as(case.locations))
+refused("multiples of 16 bytes", value=torch.empty(*case.value.shape[:3], 10)[..., :8])
+refused("(B, Q, M*D)", gradient=case.output_gradient[:, :-1].contiguous())
+refused("have the dtype of value", gradient=case.output_gradient.half())
+many = Case(shapes=[(1, 1)] * 17, dim=8)
+refused("at most 16 levels", value=many.value, shapes=[1] * 34, locations=many.locations, weights=many.weights)
+print("done")
+"""
+
+
+def emulated_source(folder: Path) -> Path:
+    source = (SOURCES / "cuda_bindings.cpp").read_text()
+    for old, (new, count) in ON_A_CPU.items():
+        assert source.count(old) == count, f"{old!r} stands {source.count(old)} times in cuda_bindings.cpp, not {count}"
+        source = source.replace(old, new)
+    path = folder / "cuda_bindings.cpp"
+    path.write_text(source)
+    return path
+
+
+@pytest.mark.skipif(without_compiler() is not None, reason=str(without_compiler()))
+@pytest.mark.skipif(not (INCLUDE / "torch/csrc/stable/library.h").is_file(), reason="torch without its C++ headers")
+def test_the_binding_with_emulated_kernels(tmp_path: Path) -> None:
+    common = ["g++", *library.FLAGS, "-O1", "-DD3Q_CUDA_EMULATOR", f"-I{SOURCES}", f"-I{EMULATOR}", "-c"]
+    units = {
+        f"{dtype}.o": ["-xc++", str(SOURCES / "cuda_kernels.cu"), f"-DD3Q_DTYPE={dtype}"] for dtype in cuda_build.DTYPES
+    }
+    units["binding.o"] = [str(emulated_source(tmp_path)), f"-I{INCLUDE}"]
+    for name, arguments in units.items():
+        subprocess.run([*common, *arguments, "-o", str(tmp_path / name)], check=True)
+    binding = tmp_path / "binding.so"
+    libraries = [f"-L{INCLUDE.parent / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl"]
+    objects = [str(tmp_path / name) for name in units]
+    subprocess.run(["g++", "-shared", *objects, *libraries, "-o", str(binding)], check=True)
+    shutil.copytree(ROOT / "ops", tmp_path / "ops", ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    command = [sys.executable, "-c", SCRIPT, str(binding), str(EMULATOR.parent)]
+    environment = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == "done", run.stderr
