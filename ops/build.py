@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ops import cuda_build
+from ops import cuda_build, cuda_kernels
 from ops.cuda_build import NoCudaError
 from ops.library import (
     AVX2_FLAGS,
@@ -37,7 +37,7 @@ from ops.library import (
     loaded_library,
 )
 from ops.ms_deform_attn import choose_backend
-from ops.self_test import self_test
+from ops.self_test import cuda_self_test, self_test
 
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -117,6 +117,28 @@ def build() -> Built:
         path = folder / library_name(architectures)
         os.replace(finished or _compile(compiler, include, Path(work)), path)
         return Built(path, time.perf_counter() - start, without_cuda)
+
+
+def _build_and_try() -> Built:
+    """Builds and loads; CUDA kernels that turn out wrong on this machine's GPU are taken out again."""
+    built = build()
+    load_built_library()
+    if built.seconds and built.path == loaded_library() and (fault := _fault_on_gpu()):
+        built.path.unlink()
+        os.environ["D3Q_OPS_CUDA"] = "0"
+        built = replace(build(), without_cuda=f"the CUDA kernels fail here: {fault}")
+    return built
+
+
+def _fault_on_gpu() -> str:
+    """What is wrong with the loaded CUDA kernels; nothing where there are none or no GPU."""
+    if not (cuda_kernels.are_loaded() and torch.cuda.is_available()):
+        return ""
+    try:
+        failed = [result for result in cuda_self_test() if not result.passed]
+    except (RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return ", ".join(f"{each.dtype} errs by {max(each.value_error, each.gradient_error):.1e}" for each in failed)
 
 
 def _compile(
@@ -237,9 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
         passed = _check()
     else:
         try:
-            built = build()
+            built = _build_and_try()
             print(f"ops: {built}")
-            load_built_library()
             if loaded_library() not in (None, built.path):
                 print("ops: this process had loaded an earlier build; the next one loads this")
                 return 0

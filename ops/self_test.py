@@ -35,10 +35,13 @@ def self_test() -> list[Result]:
     cpu = torch.device("cpu")
     backends = [*(["cpp"] if is_loaded() else []), *FORMS]
     results = [_compare(backend, dtype, cpu) for backend in backends for dtype in TOLERANCES]
-    if cuda_kernels.are_loaded() and torch.cuda.is_available():
-        dtypes = [dtype for dtype in TOLERANCES if dtype != torch.float64]
-        results += [_compare("cuda", dtype, torch.device("cuda")) for dtype in dtypes]
-    return results
+    return results + (cuda_self_test() if cuda_kernels.are_loaded() and torch.cuda.is_available() else [])
+
+
+def cuda_self_test() -> list[Result]:
+    """The lines of the CUDA kernels."""
+    gpu = torch.device("cuda")
+    return [_compare("cuda", dtype, gpu) for dtype in TOLERANCES if dtype != torch.float64]
 
 
 def _compare(backend: str, dtype: torch.dtype, device: torch.device) -> Result:

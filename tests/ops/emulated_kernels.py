@@ -72,6 +72,7 @@ class EmulatedKernels:
     def __init__(self, folder: Path, sources: Path = SOURCES, flags: Sequence[str] = ("-O1",)) -> None:
         library = folder / "emulated_kernels.so"
         command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
+        command += ["-ffp-contract=off"]  # the same rounding on every kind of processor
         command += [*flags, f"-I{sources}", f"-I{EMULATOR}", str(EMULATOR / "entry.cpp"), "-o", str(library)]
         subprocess.run(command, check=True)
         self._library = ctypes.CDLL(str(library))

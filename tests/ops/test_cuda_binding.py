@@ -24,15 +24,19 @@ ON_A_CPU = {
 }
 
 SCRIPT = """
+import importlib
 import sys
+
 import torch
+
 sys.path.insert(0, sys.argv[2])
 from emulated_kernels import Case, error
 from ops import cuda_kernels, reference
-import ops.ms_deform_attn
-
 torch.ops.load_library(sys.argv[1])
 assert cuda_kernels.are_loaded()
+
+
+operator = importlib.import_module("ops.ms_deform_attn")  # `ops.ms_deform_attn` is the function
 
 
 def flat(case):
@@ -107,6 +111,59 @@ refused("(B, Q, M*D)", gradient=case.output_gradient[:, :-1].contiguous())
 refused("have the dtype of value", gradient=case.output_gradient.half())
 many = Case(shapes=[(1, 1)] * 17, dim=8)
 refused("at most 16 levels", value=many.value, shapes=[1] * 34, locations=many.locations, weights=many.weights)
+
+torch.cuda.get_device_capability = lambda device: (7, 5)
+assert "need compute capability 8.0, cpu has 7.5" in cuda_kernels.unsupported_call(case.value)
+torch.cuda.get_device_capability = lambda device: (8, 0)
+assert cuda_kernels.unsupported_call(case.value) is None
+assert "70000 images" in cuda_kernels.unsupported_call(torch.empty(70000, 1, 1, 8))
+assert operator.choose_backend("cuda") == "cuda" and operator.choose_backend("cpu") == "embedding_bag"
+with operator.forced_backend("cuda"):
+    try:
+        operator.choose_backend("cpu")
+    except ValueError as found:
+        assert "D3Q_OPS_BACKEND=cuda runs on GPUs" in str(found)
+    else:
+        raise AssertionError("the CUDA kernels ran on a CPU")
+
+# From here on the operator takes CPU tensors for those of a GPU.
+choose_backend, operator.choose_backend = operator.choose_backend, lambda device_type: choose_backend("cuda")
+cuda_kernels.unsupported_call = lambda value: None
+calls = []
+forward, backward = cuda_kernels.forward, cuda_kernels.backward
+cuda_kernels.forward = lambda *arguments: calls.append("forward") or forward(*arguments)
+cuda_kernels.backward = lambda *arguments: calls.append("backward") or backward(*arguments)
+
+
+def check_operator(case, expected_calls, call=operator.ms_deform_attn):
+    calls.clear()
+    inputs = [tensor.clone().requires_grad_() for tensor in (case.value, case.locations, case.weights)]
+    output = call(inputs[0], case.shapes, *inputs[1:])
+    found = [output, *torch.autograd.grad(output, inputs, case.output_gradient)]
+    assert calls == expected_calls, calls
+    assert [tensor.dtype for tensor in found[1:]] == [tensor.dtype for tensor in inputs]
+    errors = [error(ours.detach(), theirs) for ours, theirs in zip(found, case.expected(), strict=True)]
+    assert max(errors) <= (2e-6 if case.dtype == torch.float32 else 8e-3), errors
+
+
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    check_operator(Case(dtype=dtype), ["forward", "backward"])
+compiled = torch.compile(operator.ms_deform_attn, fullgraph=True, backend="aot_eager")
+check_operator(Case(), ["forward", "backward"], compiled)
+check_operator(Case(dim=12), [])
+check_operator(Case(dim=12), [], compiled)
+check_operator(Case(shapes=[(1, 2)] * 17), [])
+torch.use_deterministic_algorithms(True)
+check_operator(Case(), ["forward"])
+torch.use_deterministic_algorithms(False)
+double = Case()
+double.value, double.locations, double.weights = (
+    tensor.double() for tensor in (double.value, double.locations, double.weights)
+)
+double.output_gradient = double.output_gradient.double()
+check_operator(double, [])
+cuda_kernels.unsupported_call = lambda value: "too old a device"
+check_operator(Case(), [])
 print("done")
 """
 

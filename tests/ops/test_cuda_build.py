@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops import build, cuda_build, library
+from ops import build, cuda_build, cuda_kernels, library
+from ops.self_test import Result
 
 ROOT = Path(__file__).parents[2]
 KERNELS = 2 * 6 * len(cuda_build.DTYPES)  # directions, widths
@@ -105,6 +106,26 @@ def test_kernels_that_do_not_compile_are_left_out(
     assert (
         "already built for CPUs only (they do not compile: nvcc fatal   : no such option): " in capsys.readouterr().out
     )
+
+
+def test_kernels_that_fail_on_this_gpu_are_taken_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "built").mkdir()
+    plain, with_cuda = (folder / "built" / library.library_name(names) for names in ((), ("80",)))
+    for path in (plain, with_cuda):
+        path.touch()
+    first = iter([build.Built(with_cuda, 30.0, "")])
+    real_build = build.build
+    monkeypatch.setattr(build, "build", lambda: next(first, None) or real_build())
+    monkeypatch.setattr(build, "loaded_library", lambda: with_cuda)
+    monkeypatch.setattr(cuda_kernels, "are_loaded", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(build, "cuda_self_test", lambda: [Result("cuda", torch.float16, 0.5, 0.25)])
+    monkeypatch.setenv("D3Q_OPS_CUDA", "")
+    assert build.main([]) == 0
+    assert "for CPUs only (the CUDA kernels fail here: torch.float16 errs by 5.0e-01)" in capsys.readouterr().out
+    assert (plain.exists(), with_cuda.exists()) == (True, False)
 
 
 def test_cuda_can_be_turned_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
