@@ -1,16 +1,35 @@
-"""The operator: checks its arguments and picks the form that is fastest on the device.
+"""The operator: its schema, fake kernel and gradient, and the choice of what computes it.
 
-On a GPU that is `grid_sample` (the definition, `ops/reference.py`); elsewhere a weighted `embedding_bag`, which
-never builds the (B, Q, M, L*P, D) intermediate.
+| backend         | what                                                  | chosen by itself                |
+|-----------------|-------------------------------------------------------|---------------------------------|
+| `cpp`           | compiled kernels (`ops/csrc/`, `python -m ops.build`) | on CPUs, where they are built   |
+| `embedding_bag` | pure PyTorch                                          | on CPUs without them            |
+| `grid_sample`   | pure PyTorch, the definition (`ops/reference.py`)     | on GPUs                         |
+
+The environment variable D3Q_OPS_BACKEND forces one of them; it is read when `ops` is imported.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ops.checks import HALF, check_arguments, check_output_gradient
+from ops.embedding_bag import ms_deform_attn_embedding_bag, ms_deform_attn_gradients
+from ops.library import is_loaded
 from ops.reference import ms_deform_attn_reference
+
+Form = Callable[[Tensor, Sequence[tuple[int, int]], Tensor, Tensor], Tensor]
+
+FORMS: dict[str, Form] = {
+    "embedding_bag": ms_deform_attn_embedding_bag,
+    "grid_sample": ms_deform_attn_reference,
+}
+BACKENDS = ("cpp", *FORMS)
+FORCED_BACKEND = os.environ.get("D3Q_OPS_BACKEND") or "auto"
 
 
 def ms_deform_attn(
@@ -23,74 +42,148 @@ def ms_deform_attn(
 
     value               (B, S, M, D)        S = sum of H*W over the levels
     spatial_shapes      L pairs (H, W)      Python integers: reading them never waits for the device
-    sampling_locations  (B, Q, M, L, P, 2)  (x, y) in [0, 1] of each level's map; outside counts as zero
+    sampling_locations  (B, Q, M, L, P, 2)  (x, y) in [0, 1] of each level's map; outside, and NaN, counts as zero
     attention_weights   (B, Q, M, L, P)
-    returns             (B, Q, M*D)
+    returns             (B, Q, M*D)         in the dtype of value
 
-    Raises ValueError where the shapes disagree.
+    Dtypes: all float32, or all float64, or value float16 or bfloat16 with float32 sampling_locations and
+    attention_weights in float32 or value's dtype; half values are computed in float32 and rounded once.
+
+    Raises ValueError where shapes, dtypes or devices disagree or the forced backend cannot run.
     Source: Zhu et al., Deformable DETR, ICLR 2021, equation 3.
     """
-    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    form = ms_deform_attn_reference if value.is_cuda else _ms_deform_attn_embedding_bag
-    return form(value, spatial_shapes, sampling_locations, attention_weights)
+    flat_shapes = [size for shape in spatial_shapes for size in shape]
+    backend = choose_backend(value.device.type)
+    if backend == "cpp":
+        return torch.ops.d3q.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+    # Pure PyTorch needs no operator around it: autograd then keeps what its backward pass would compute again.
+    check_arguments(value, flat_shapes, sampling_locations, attention_weights)
+    return _run_form(FORMS[backend], value, flat_shapes, sampling_locations, attention_weights)
 
 
-def _check_shapes(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
-    if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
+def choose_backend(device_type: str) -> str:
+    """The backend for a kind of device: the forced one, or the fastest that is there."""
+    if FORCED_BACKEND == "auto":
+        if device_type == "cuda":
+            return "grid_sample"
+        return "cpp" if device_type == "cpu" and is_loaded() else "embedding_bag"
+    if FORCED_BACKEND not in BACKENDS:
+        raise ValueError(f"D3Q_OPS_BACKEND: unknown backend {FORCED_BACKEND!r}; choose auto, {', '.join(BACKENDS)}")
+    if FORCED_BACKEND == "cpp" and not is_loaded():
         raise ValueError(
-            "value, sampling_locations and attention_weights need 4, 6 and 5 dimensions, got "
-            f"{tuple(value.shape)}, {tuple(locations.shape)}, {tuple(weights.shape)}"
+            "D3Q_OPS_BACKEND=cpp: the library is not built for this code and torch; run python -m ops.build"
         )
-    if any(height < 1 or width < 1 for height, width in spatial_shapes):
-        raise ValueError(f"spatial_shapes must be positive, got {list(spatial_shapes)}")
-    tokens = sum(height * width for height, width in spatial_shapes)
-    if value.shape[1] != tokens:
-        raise ValueError(f"value has {value.shape[1]} tokens, spatial_shapes {list(spatial_shapes)} give {tokens}")
-    if locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
-        raise ValueError(
-            f"sampling_locations {tuple(locations.shape)} must be attention_weights {tuple(weights.shape)} + (2,)"
-        )
-    expected = (value.shape[0], value.shape[2], len(spatial_shapes))
-    if (weights.shape[0], weights.shape[2], weights.shape[3]) != expected:
-        raise ValueError(f"attention_weights {tuple(weights.shape)} must be (B, Q, M, L, P) with B, M, L = {expected}")
+    if FORCED_BACKEND == "cpp" and device_type != "cpu":
+        raise ValueError(f"D3Q_OPS_BACKEND=cpp runs on the CPU, the tensors are on {device_type}; choose grid_sample")
+    return FORCED_BACKEND
 
 
-def _ms_deform_attn_embedding_bag(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    """The operator as a sum over the four corners of every sample: rows of `value`, weighted."""
-    batch, tokens, heads, dim = value.shape
-    queries = sampling_locations.shape[1]
-    sizes = torch.tensor([list(shape) for shape in spatial_shapes], device=value.device, dtype=torch.int32)
-    height, width = sizes[:, 0, None], sizes[:, 1, None]  # (L, 1), beside the points
+@contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    """Inside, every call uses this backend: for comparisons of one with another."""
+    global FORCED_BACKEND
+    before, FORCED_BACKEND = FORCED_BACKEND, name
+    try:
+        yield
+    finally:
+        FORCED_BACKEND = before
 
-    corner = sampling_locations * sizes.flip(1)[:, None].to(sampling_locations.dtype) - 0.5
-    # Two cells outside the map nothing contributes: far and infinite locations stay in integer range.
-    corner = torch.minimum(corner.clamp(min=-2), (sizes.flip(1) + 1)[:, None].to(corner.dtype))
-    first = corner.detach().floor()
-    fraction_x, fraction_y = (corner - first).unbind(-1)
-    x0, y0 = first.int().unbind(-1)
-    x = torch.stack([x0, x0 + 1], dim=-1)
-    y = torch.stack([y0, y0 + 1], dim=-1)
-    x_valid = (x >= 0) & (x < width[..., None])
-    y_valid = (y >= 0) & (y < height[..., None])
-    weight_x = torch.stack([1 - fraction_x, fraction_x], dim=-1) * x_valid
-    weight_y = torch.stack([1 - fraction_y, fraction_y], dim=-1) * y_valid * attention_weights[..., None]
-    weights = weight_y[..., :, None] * weight_x[..., None, :]  # (B, Q, M, L, P, 2, 2)
 
-    level_sizes = sizes.prod(1, dtype=torch.int32)
-    level_start = (level_sizes.cumsum(0, dtype=torch.int32) - level_sizes)[:, None]
-    image_start = torch.arange(batch, device=value.device, dtype=torch.int32)[:, None, None, None, None] * tokens
-    head = torch.arange(heads, device=value.device, dtype=torch.int32)[:, None, None]
-    token = (y * y_valid * width[..., None])[..., :, None] + (x * x_valid)[..., None, :]
-    rows = (token + (level_start + image_start)[..., None, None]) * heads + head[..., None, None]
-    output = F.embedding_bag(
-        rows.reshape(batch * queries * heads, -1),
-        value.reshape(batch * tokens * heads, dim),
-        mode="sum",
-        per_sample_weights=weights.to(value.dtype).reshape(batch * queries * heads, -1),
+def _run_form(form: Form, value: Tensor, flat_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """A pure PyTorch form; half values in float32, and nothing to add up without elements."""
+    if locations.numel() == 0 or value.numel() == 0:
+        connected = sum(tensor.flatten()[:0].sum(dtype=value.dtype) for tensor in (value, locations, weights))
+        shape = (value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+        return torch.as_tensor(connected).expand(shape).contiguous()
+    dtype = value.dtype
+    if dtype in HALF:
+        value, weights = value.float(), weights.float()
+    return form(value, _pairs(flat_shapes), locations, weights).to(dtype)
+
+
+def _pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
+
+
+# The operator, for exported and compiled programs and for every backend.
+
+torch.library.define(
+    "d3q::ms_deform_attn",
+    "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
+)
+torch.library.define(
+    "d3q::ms_deform_attn_backward",
+    "(Tensor output_gradient, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+    "Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("d3q::ms_deform_attn", "default")
+def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    check_arguments(value, spatial_shapes, locations, weights)
+    backend = choose_backend(value.device.type)
+    if backend != "cpp":
+        return _run_form(FORMS[backend], value, spatial_shapes, locations, weights)
+    cells, places, shares = _kernel_inputs(value, locations, weights)
+    return torch.ops.d3q.ms_deform_attn_cpu(cells, spatial_shapes, places, shares).to(value.dtype)
+
+
+@torch.library.impl("d3q::ms_deform_attn_backward", "default")
+def _backward(
+    output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_arguments(value, spatial_shapes, locations, weights)
+    check_output_gradient(output_gradient, value, locations)
+    inputs = _kernel_inputs(value, locations, weights)
+    gradient = output_gradient.to(inputs[0].dtype).contiguous()
+    if choose_backend(value.device.type) == "cpp":
+        run = torch.ops.d3q.ms_deform_attn_cpu_backward
+        gradients = run(gradient, inputs[0], spatial_shapes, inputs[1], inputs[2])
+    else:
+        gradients = ms_deform_attn_gradients(gradient, inputs[0], _pairs(spatial_shapes), inputs[1], inputs[2])
+    value_gradient, location_gradient, weight_gradient = (
+        gradient.to(tensor.dtype).contiguous()
+        for gradient, tensor in zip(gradients, (value, locations, weights), strict=True)
     )
-    return output.view(batch, queries, heads * dim)
+    return value_gradient, location_gradient, weight_gradient
+
+
+def _kernel_inputs(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernels read: locations and weights contiguous, channels of value adjacent, half values as float32."""
+    if value.dtype in HALF:
+        value, weights = value.float(), weights.float()
+    if value.stride(-1) != 1:
+        value = value.contiguous()
+    return value, locations.contiguous(), weights.contiguous()
+
+
+@torch.library.register_fake("d3q::ms_deform_attn")
+def _fake_forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    check_arguments(value, spatial_shapes, locations, weights)
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.register_fake("d3q::ms_deform_attn_backward")
+def _fake_backward(
+    output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_arguments(value, spatial_shapes, locations, weights)
+    check_output_gradient(output_gradient, value, locations)
+    value_gradient, location_gradient, weight_gradient = (
+        tensor.new_empty(tensor.shape) for tensor in (value, locations, weights)
+    )
+    return value_gradient, location_gradient, weight_gradient
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _gradients(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    gradients = torch.ops.d3q.ms_deform_attn_backward(output_gradient, value, ctx.spatial_shapes, locations, weights)
+    return gradients[0], None, gradients[1], gradients[2]
+
+
+torch.library.register_autograd("d3q::ms_deform_attn", _gradients, setup_context=_setup_context)

@@ -100,7 +100,7 @@ PY
     compiler=$(command -v c++ g++ clang++ | head -n 1) || true
     nvcc=$(command -v nvcc) || true
     echo "gpu       ${gpu:-none found}"
-    echo "compiler  ${compiler:-none: deformable attention runs in pure PyTorch}${nvcc:+, $nvcc}"
+    echo "compiler  ${compiler:-none found}${nvcc:+, $nvcc}"
 }
 
 if [[ -z ${D3Q_PYTHON-} ]]; then
@@ -119,3 +119,4 @@ if [[ $(cat .setup-stamp 2> /dev/null) != "$(fingerprint)" ]]; then
     fingerprint > .setup-stamp
 fi
 report
+"$python" -m ops.build || echo "setup: going on without the C++ kernels; see the compiler's message above" >&2

@@ -17,7 +17,8 @@ from models.criterion import sigmoid_focal_loss
 from models.denoising import Denoising, NoiseDraws, denoising_attention_mask
 from models.matcher import HungarianMatcher, focal_class_cost, softmax_class_cost
 from models.position_encoding import encode_boxes, encode_map
-from ops.ms_deform_attn import _ms_deform_attn_embedding_bag
+from ops import ms_deform_attn
+from ops.embedding_bag import ms_deform_attn_embedding_bag
 from ops.reference import ms_deform_attn_reference
 
 CLOSE = {"atol": 1e-4}
@@ -251,10 +252,10 @@ def _cdn(golden: Golden, case: str) -> None:
 def _msda(golden: Golden, case: str) -> None:
     prefix = f"msda/{case}"
     shapes = [tuple(shape) for shape in golden[f"{prefix}/shapes"].tolist()]
-    for form in (ms_deform_attn_reference, _ms_deform_attn_embedding_bag):
+    for form in (ms_deform_attn_reference, ms_deform_attn_embedding_bag, ms_deform_attn):
         inputs = [golden[f"{prefix}/{name}"].requires_grad_() for name in ("value", "loc", "weight")]
         output = form(inputs[0], shapes, *inputs[1:])
-        name = form.__name__.removeprefix("_ms_deform_attn_").removeprefix("ms_deform_attn_")
+        name = form.__name__.removeprefix("ms_deform_attn_")
         assert_close(golden, f"msda {name} output", output, golden[f"{prefix}/out"], **CLOSE)
         gradients = torch.autograd.grad(output, inputs, golden[f"{prefix}/grad_out"])
         for what, gradient in zip(("value", "loc", "weight"), gradients, strict=True):

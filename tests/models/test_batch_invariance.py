@@ -98,8 +98,12 @@ def is_stable(case: Case) -> bool:
     logits = output.proposals.logits[0]
     scores = logits[..., 0] if case.detector.class_agnostic else logits.max(-1).values
     most = int(output.num_queries.max()) + 1
-    gaps = -scores.sort(dim=1, descending=True).values[:, :most].diff(dim=1)
-    return not bool(((gaps > 0) & (gaps < RANKING_MARGIN)).any())  # invalid tokens tie exactly, and are all alike
+    ranked = scores.sort(dim=1, descending=True)
+    close = -ranked.values[:, :most].diff(dim=1) < RANKING_MARGIN
+    tokens = torch.cat([output.proposals.logits[0], output.proposals.boxes[0]], dim=-1)
+    tokens = tokens.gather(1, ranked.indices[:, :most, None].expand(-1, -1, tokens.shape[-1]))
+    alike = (tokens[:, 1:] == tokens[:, :-1]).all(-1)  # invalid tokens: any of them may stand for another
+    return not bool((close & ~alike).any())
 
 
 def alone(case: Case) -> list[slice]:
