@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -60,6 +61,40 @@ def calibrate(
     steps = range(round(LEAST_QUERIES_PER_OBJECT * STEPS_PER_UNIT), highest + 1)
     step = steps[bisect_left(steps, True, key=lambda step: coverage_at(step) >= coverage)]
     return Calibration(step / STEPS_PER_UNIT, coverage_at(step), int((object_counts > max_queries).sum()))
+
+
+def calibrate_floor(
+    queries_at: Callable[[float, int], np.ndarray], object_counts: np.ndarray, *, coverage: float, max_queries: int
+) -> tuple[int, Calibration]:
+    """Fit the least number of queries too: of all pairs with the wanted coverage, the one with the fewest on average.
+
+    queries_at   queries per object, least number of queries -> (N,) queries of each image; otherwise as `calibrate`
+
+    Raises what `calibrate` raises.
+    """
+    best: tuple[float, int, Calibration] | None = None
+    for floor in np.unique(np.clip(object_counts, 1, max_queries)).tolist():  # coverage changes at these alone
+        try:
+            found = calibrate(
+                partial(_at_floor, queries_at, floor),
+                object_counts,
+                coverage=coverage,
+                min_queries=floor,
+                max_queries=max_queries,
+            )
+        except UnreachableCoverageError as error:
+            unreachable = error
+            continue
+        mean = float(queries_at(found.queries_per_object, floor).mean())
+        if best is None or mean < best[0]:
+            best = mean, floor, found
+    if best is None:
+        raise unreachable
+    return best[1], best[2]
+
+
+def _at_floor(queries_at: Callable[[float, int], np.ndarray], floor: int, queries_per_object: float) -> np.ndarray:
+    return queries_at(queries_per_object, floor)
 
 
 def _limits(missed: np.ndarray, images: int, coverage: float, min_queries: int, max_queries: int) -> str:

@@ -6,8 +6,9 @@
 
 An image is covered when it gets at least as many queries as it has objects. Estimated counts do not depend on the
 budget, so one pass over the images gives what the fit needs: the smallest model.d3q.queries_per_object, a multiple of
-0.05 from 1 on, whose coverage is the wanted one. model.d3q.min_queries is given, not fitted; model.d3q.max_queries
-stays the ceiling, or without one model.num_queries, the length of the trained query table.
+0.05 from 1 on, whose coverage is the wanted one. model.d3q.min_queries stays as it is, or
+as given, or is fitted too (--min-queries fit: the pair with the fewest queries on average). model.d3q.max_queries stays
+the ceiling, or without one model.num_queries, the length of the trained query table.
 
 Two more passes show what that changes, over the range of object counts: AP, AR, queries and coverage with the
 checkpoint's budget, with the fitted one, and with the fitted one on the true counts instead of the estimated ones.
@@ -26,6 +27,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,13 @@ from configs.schema import Config
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
-from engine.calibration import LEAST_QUERIES_PER_OBJECT, Calibration, UnreachableCoverageError, calibrate
+from engine.calibration import (
+    LEAST_QUERIES_PER_OBJECT,
+    Calibration,
+    UnreachableCoverageError,
+    calibrate,
+    calibrate_floor,
+)
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.detection_metrics import get_protocol
 from engine.distributed import Processes
@@ -47,6 +55,7 @@ from engine.evaluate_by_count import BinResult, evaluate_by_count, format_settin
 from models.build import build_postprocess
 
 EXIT_CODES = {**runs.EXIT_CODES, UnreachableCoverageError: 6}
+FIT = "fit"
 CHECKPOINT, CALIBRATED, ORACLE = "checkpoint", "calibrated", "oracle count"
 
 
@@ -138,7 +147,7 @@ def check_budget(config: Config, options: argparse.Namespace) -> None:
             "there is nothing to fit; take the checkpoint of a D3Q detector"
         )
     ceiling = config.model.d3q.max_queries or config.model.num_queries
-    if options.min_queries is not None and options.min_queries > ceiling:
+    if isinstance(options.min_queries, int) and options.min_queries > ceiling:
         raise runs.UsageError(f"--min-queries {options.min_queries} exceeds the ceiling of {ceiling} queries")
 
 
@@ -149,9 +158,8 @@ def fit_budget(
     if found.predicted_counts is None:
         raise CheckpointError(f"{options.resume}: the density map is not finite; take an earlier checkpoint")
     estimates = torch.from_numpy(found.predicted_counts)
-    min_queries = own.min_queries if options.min_queries is None else options.min_queries
 
-    def budget_with(queries_per_object: float) -> DensityBudget:
+    def budget_with(queries_per_object: float, min_queries: int) -> DensityBudget:
         return DensityBudget(
             density_branch=own.density_branch,
             queries_per_object=queries_per_object,
@@ -161,14 +169,16 @@ def fit_budget(
             count_padding=own.count_padding,
         )
 
-    calibration = calibrate(
-        lambda queries_per_object: budget_with(queries_per_object).queries_for(estimates).numpy(),
-        counts,
-        coverage=options.coverage,
-        min_queries=min_queries,
-        max_queries=own.max_queries,
-    )
-    return budget_with(calibration.queries_per_object), calibration
+    def queries_at(queries_per_object: float, min_queries: int) -> np.ndarray:
+        return budget_with(queries_per_object, min_queries).queries_for(estimates).numpy()
+
+    wanted: dict[str, Any] = {"coverage": options.coverage, "max_queries": own.max_queries}
+    if options.min_queries == FIT:
+        min_queries, calibration = calibrate_floor(queries_at, counts, **wanted)
+    else:
+        min_queries = options.min_queries or own.min_queries
+        calibration = calibrate(lambda t: queries_at(t, min_queries), counts, min_queries=min_queries, **wanted)
+    return budget_with(calibration.queries_per_object, min_queries), calibration
 
 
 def show(
@@ -224,7 +234,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--resume", type=Path, required=True, metavar="CHECKPOINT", help="a trained D3Q detector")
     add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values than the checkpoint's")
     add("--coverage", type=_share, default=0.99, help="wanted share of covered images (default 0.99)")
-    add("--min-queries", type=_positive, help="queries of every image, least (default: the checkpoint's)")
+    add("--min-queries", type=_positive_or_fit, help="least of every image, or fit (default: the checkpoint's)")
     add("--out", type=Path, help="fragment to write (default: calibrated_queries.yaml beside the checkpoint)")
     return parser.parse_args(arguments)
 
@@ -236,11 +246,12 @@ def _share(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+def _positive_or_fit(text: str) -> int | str:
+    if text == FIT:
+        return FIT
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is neither a number from 1 on nor {FIT}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ table.md and, where matplotlib is installed, plot.png.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -45,8 +46,10 @@ COLUMNS = {
     "mean_queries": ("queries", 1),
     "milliseconds": ("ms per image", 1),
 }
-# name of a budget -> seed -> count bin -> value by column
-Results = dict[str, dict[str, dict[str, dict[str, float]]]]
+# count bin -> value by column
+Measured = dict[str, dict[str, float | None]]
+# name of a budget -> seed -> what was measured
+Results = dict[str, dict[str, Measured]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,14 +112,14 @@ def run(command: Sequence[str], *, quiet: bool = False) -> None:
         raise ChildError(f"{' '.join(command)} ended with exit code {done.returncode}{said}")
 
 
-def measured(paths: dict[str, Path], kept: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Values by budget and count bin, kept in a file that is made anew when a checkpoint is newer."""
+def measured(paths: dict[str, Path], kept: Path) -> dict[str, Measured]:
+    """Values by budget, kept in a file that is made anew when a checkpoint is newer."""
     if not kept.is_file() or any(kept.stat().st_mtime < path.stat().st_mtime for path in paths.values()):
         kept.write_text(json.dumps(measure(paths), indent=1) + "\n", encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def measure(paths: dict[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
+def measure(paths: dict[str, Path]) -> dict[str, Measured]:
     """Every validation image alone, on one thread, the detectors in turn: a slow moment slows them all."""
     streams = []
     for path in paths.values():
@@ -151,11 +154,12 @@ def values(
     result: BinResult,
     predictions: Sequence[tuple[list[ImagePrediction], float]],
     counts: dict[int, int],
-) -> dict[str, float]:
-    """A bin's results and its median time."""
+) -> dict[str, float | None]:
+    """A bin's results and its median time; None for what an empty bin does not have."""
     low, high = COUNT_BINS.get(name, (0, float("inf")))
     seconds = [time for (found,), time in predictions if low <= counts[found.image_id] <= high]
-    return asdict(result) | {"milliseconds": 1000 * float(np.median(seconds)) if seconds else float("nan")}
+    numbers = asdict(result) | {"milliseconds": 1000 * float(np.median(seconds)) if seconds else math.nan}
+    return {key: None if math.isnan(number) else number for key, number in numbers.items()}
 
 
 def table_lines(results: Results) -> Iterator[str]:
@@ -164,15 +168,23 @@ def table_lines(results: Results) -> Iterator[str]:
     yield "|" + "---|" * (3 + len(COLUMNS))
     for name in SHOWN:
         for budget, seeds in results.items():
-            cells = [cell([of_seed[name][column] * factor for of_seed in seeds.values()])
-                     for column, (_, factor) in COLUMNS.items()]  # fmt: skip
+            cells = [cell(numbers(seeds, name, column)) for column in COLUMNS]
             images = next(iter(seeds.values()))[name]["images"]
-            yield f"| {name} | {images:.0f} | {budget} | {' | '.join(cells)} |"
+            yield f"| {name} | {images} | {budget} | {' | '.join(cells)} |"
 
 
-def cell(numbers: Sequence[float]) -> str:
-    mean = float(np.mean(numbers))
-    return f"{mean:.1f}" if len(numbers) == 1 else f"{mean:.1f} ({min(numbers):.1f} to {max(numbers):.1f})"
+def numbers(seeds: dict[str, Measured], name: str, column: str) -> list[float]:
+    """A column's value of a bin for every seed, in the column's unit; none of an empty bin."""
+    found = [of_seed[name][column] for of_seed in seeds.values()]
+    return [number * COLUMNS[column][1] for number in found if number is not None]
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and range."""
+    if not values:
+        return "-"
+    mean = float(np.mean(values))
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def draw(results: Results, path: Path) -> None:
@@ -183,12 +195,13 @@ def draw(results: Results, path: Path) -> None:
         print("no plot: matplotlib is not installed (pip install -e '.[plots]')")
         return
     figure = Figure(figsize=(13, 3.4), layout="constrained")
-    bins = SHOWN[1:]
-    for axes, (column, (title, factor)) in zip(figure.subplots(1, len(COLUMNS)), COLUMNS.items(), strict=True):
+    filled = next(iter(next(iter(results.values())).values()))
+    bins = [name for name in SHOWN[1:] if filled[name]["images"]]
+    for axes, (column, (title, _)) in zip(figure.subplots(1, len(COLUMNS)), COLUMNS.items(), strict=True):
         for i, (budget, seeds) in enumerate(results.items()):
-            numbers = np.array([[of_seed[name][column] * factor for name in bins] for of_seed in seeds.values()])
-            mean = numbers.mean(0)
-            spread = np.stack([mean - numbers.min(0), numbers.max(0) - mean])
+            found = np.array([numbers(seeds, name, column) for name in bins])
+            mean = found.mean(1)
+            spread = np.stack([mean - found.min(1), found.max(1) - mean])
             place = np.arange(len(bins)) + 0.27 * (i - 1)
             axes.bar(place, mean, 0.25, yerr=spread, label=budget, color=("#9db4c8", "#4f7ea6", "#d9822b")[i])
         axes.set_xticks(np.arange(len(bins)), bins)

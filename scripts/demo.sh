@@ -29,7 +29,7 @@ step() { printf '\n== %s (%d s since set-up)\n' "$1" "$((SECONDS - started))"; }
 step "weights and data"
 "$python" scripts/fetch_weights.py --out weights
 if [[ $name == scenes ]]; then
-    "$python" scripts/make_scenes.py --out data/scenes --train 500 --val 100 --size 256 --max-count 150 --workers 2
+    "$python" scripts/make_scenes.py --out data/scenes --max-count 150
 else
     "$python" scripts/prepare_neon_trees.py --out data/neon_trees
 fi

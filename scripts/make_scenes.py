@@ -1,6 +1,6 @@
 """Render the procedural scenes to disk once, as a COCO data set: OUT/{train,val}/*.png, OUT/annotations/*.json.
 
-python scripts/make_scenes.py --out data/scenes --train 600 --val 100 --size 256 --max-count 150
+python scripts/make_scenes.py --out data/scenes --train 500 --val 100 --size 256 --max-count 150
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/scenes"), help="folder to write (default data/scenes)")
-    add("--train", type=_positive, default=600, help="training images (default 600)")
+    add("--train", type=_positive, default=500, help="training images (default 500)")
     add("--val", type=_positive, default=100, help="validation images (default 100)")
     add("--size", type=_positive, default=256, help="side of the images, px (default 256)")
     add("--seed", type=int, default=0, help="another seed gives other scenes (default 0)")

@@ -99,6 +99,15 @@ def test_oracle_count_spends_what_the_true_counts_ask_for(experiment: Path, tmp_
     assert results["oracle count"]["0"].mean_queries == 6
 
 
+def test_the_floor_is_fitted_too(experiment: Path, tmp_path: Path) -> None:
+    given, both = tmp_path / "given.yaml", tmp_path / "both.yaml"
+    least = calibrate(experiment, "--coverage", "1", "--min-queries", "fit", "--out", str(both))["calibrated"]["all"]
+    more = calibrate(experiment, "--coverage", "1", "--out", str(given))["calibrated"]["all"]
+    assert least.coverage == more.coverage == 1.0
+    assert least.mean_queries <= more.mean_queries
+    assert int(both.read_text().split("min_queries: ")[1]) >= 1
+
+
 def test_what_limits_the_fit_is_said(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     crowded = write_experiment(tmp_path, train=[1], val=[2, 2, 2, 31]).parent / "data"
     settings = ["--coverage", "0.75", "--out", str(tmp_path / "budget.yaml"), "--set", f"data.root={crowded}"]

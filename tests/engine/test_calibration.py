@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d3q import query_count
-from engine.calibration import STEPS_PER_UNIT, Calibration, UnreachableCoverageError, calibrate
+from engine.calibration import STEPS_PER_UNIT, Calibration, UnreachableCoverageError, calibrate, calibrate_floor
 
 
 def queries(estimates: list[float], floor: int, ceiling: int) -> Callable[[float], np.ndarray]:
@@ -111,3 +111,35 @@ def test_the_coverage_that_is_called_reachable_is() -> None:
 def test_without_images() -> None:
     with pytest.raises(ValueError, match="no images"):
         fit([], [], 0.9)
+
+
+def fit_both(estimates: list[float], objects: list[int], coverage: float) -> tuple[int, Calibration]:
+    return calibrate_floor(
+        lambda t, floor: queries(estimates, floor, 1000)(t), np.array(objects), coverage=coverage, max_queries=1000
+    )
+
+
+def test_a_fitted_floor_takes_the_fewest_queries() -> None:
+    """One sparse image is underestimated: a floor of 9 for it is cheaper than nine queries per object for all."""
+    estimates, objects = [1.0, 50.0, 100.0], [9, 50, 100]
+    floor, found = fit_both(estimates, objects, 1.0)
+    assert (floor, found.queries_per_object, found.coverage) == (9, 1.0, 1.0)
+    floor, found = fit_both([10.0, 10.0], [10, 30], 1.0)
+    assert (floor, found.queries_per_object) == (10, 2.95)  # a floor of 30 asks for as many: the lower one stays
+
+
+def test_a_fitted_floor_is_never_worse_than_a_given_one() -> None:
+    rng = np.random.default_rng(1)
+    objects = rng.integers(0, 120, 60)
+    estimates = (objects * rng.uniform(0.2, 1.4, 60) + rng.uniform(0, 5, 60) + 1).tolist()
+    floor, found = fit_both(estimates, objects.tolist(), 0.95)
+    assert found.coverage >= 0.95
+    least = queries(estimates, floor, 1000)(found.queries_per_object).mean()
+    for given in (1, 5, 20, 60):
+        other = fit(estimates, objects.tolist(), 0.95, floor=given)
+        assert least <= queries(estimates, given, 1000)(other.queries_per_object).mean()
+
+
+def test_an_unreachable_coverage_with_a_fitted_floor() -> None:
+    with pytest.raises(UnreachableCoverageError, match="ceiling of 1000"):
+        fit_both([10.0], [2000], 1.0)

@@ -35,7 +35,7 @@ DETECTORS = 5
 TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4  # of the norm of the sum
 ROUNDING_MARGIN = 1e-3  # objects
-RANKING_MARGIN = 1e-6
+RANKING_MARGIN = 1e-5  # scores of one image differ by up to 2.4e-6 from batch to batch
 
 
 @dataclass(frozen=True)
