@@ -1,5 +1,5 @@
 // Compiled once per dtype, D3Q_DTYPE, so that a build uses several cores.
-#include "cuda_kernels.cuh"
+#include "cuda_launch.cuh"
 
 namespace d3q::cuda {
 

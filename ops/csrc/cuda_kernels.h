@@ -55,7 +55,7 @@ constexpr bool is_supported(int64_t dim) {
   return dim == 8 || dim == 16 || dim == 32 || dim == 64 || dim == 128 || dim == 256;
 }
 
-// Starts a kernel, forward or backward by the kind of tensors, on a device's stream. Returns what went wrong, or nullptr.
+// Starts a kernel, forward or backward by the kind of tensors, on a device's stream; returns an error, or nullptr.
 template <Dtype dtype, typename Tensors>
 const char* start(const Problem& problem, const Tensors& tensors, int device, void* stream);
 

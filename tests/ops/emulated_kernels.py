@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,8 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def without_compiler() -> str | None:
     """Why the emulator cannot be built here, if so."""
+    if sys.platform != "linux":
+        return f"the CUDA emulator is for Linux, not {sys.platform}"
     return None if shutil.which("g++") else "no g++ in PATH to compile the CUDA emulator"
 
 

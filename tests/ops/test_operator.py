@@ -8,7 +8,7 @@ import torch
 from operator_cases import SHAPES, every_backend, flat, make_inputs, with_gradients
 from torch import Tensor, nn
 
-from ops import ms_deform_attn
+from ops import cuda_kernels, ms_deform_attn
 from ops.library import is_loaded
 from ops.ms_deform_attn import choose_backend, forced_backend
 
@@ -82,7 +82,7 @@ def test_a_bad_gradient_is_an_error() -> None:
 def test_the_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     with forced_backend("auto"):
         assert choose_backend("cpu") == ("cpp" if is_loaded() else "embedding_bag")
-        assert choose_backend("cuda") == "grid_sample"
+        assert choose_backend("cuda") == ("cuda" if cuda_kernels.are_loaded() else "grid_sample")
         assert choose_backend("mps") == "embedding_bag"
         monkeypatch.setattr(operator_module, "is_loaded", lambda: False)
         assert choose_backend("cpu") == "embedding_bag"

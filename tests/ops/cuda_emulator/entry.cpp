@@ -1,6 +1,6 @@
 // Runs the CUDA kernels in the emulator; tests/ops/emulated_kernels.py calls it and mirrors Call.
 #define D3Q_CUDA_EMULATOR
-#include "cuda_kernels.cuh"
+#include "cuda_launch.cuh"
 
 #include <string>
 
