@@ -63,7 +63,7 @@ Problem checked_problem(const Tensor& value, const std::vector<int64_t>& shapes,
   const int64_t levels = weights.size(3), points = weights.size(4);
   require(is_supported(value.size(3)), "heads must be 8, 16, 32, 64, 128 or 256 wide");
   require(levels <= kMaxLevels, "at most 16 levels");
-  require(points <= kLargestInt / levels, "too many points");
+  require(points <= (kLargestInt - 256) / levels, "too many points");
   require(value.size(2) <= kLargestGrid && value.size(0) <= kLargestGrid, "at most 65535 heads and images");
   require(weights.size(1) <= kLargestInt - 256 && value.size(1) <= kLargestInt, "too many queries or tokens");
   require(value.stride(3) == 1, "channels of value must be adjacent");
