@@ -45,8 +45,6 @@ def test_opcheck(backend: str, dtype: torch.dtype) -> None:
 def test_a_compiled_module_gives_the_same(compiler: str, dynamic: bool | None, backend: str) -> None:
     if compiler == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("inductor needs a C++ compiler")
-    if compiler == "inductor" and backend == "grid_sample":
-        pytest.skip("takes 20 s and compiles nothing of ours that aot_eager does not trace")
     torch.compiler.reset()
     module = Attend()
     inputs = make_inputs("five maps", dtype=torch.float32, spread=0.6)
