@@ -173,10 +173,16 @@ def _backward(
         else:
             gradients = ms_deform_attn_gradients(gradient, inputs[0], _pairs(spatial_shapes), inputs[1], inputs[2])
     value_gradient, location_gradient, weight_gradient = (
-        gradient.to(tensor.dtype).contiguous()
+        _in_layout_of(tensor, gradient.to(tensor.dtype))
         for gradient, tensor in zip(gradients, (value, locations, weights), strict=True)
     )
     return value_gradient, location_gradient, weight_gradient
+
+
+def _in_layout_of(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the memory order that the fake kernel promises: the tensor's own, where that has no holes."""
+    promised = torch.empty_like(tensor, device="meta").stride()
+    return gradient if gradient.stride() == promised else torch.empty_like(tensor).copy_(gradient)
 
 
 def _kernel_inputs(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +207,7 @@ def _fake_backward(
     check_arguments(value, spatial_shapes, locations, weights)
     check_output_gradient(output_gradient, value, locations)
     value_gradient, location_gradient, weight_gradient = (
-        tensor.new_empty(tensor.shape) for tensor in (value, locations, weights)
+        torch.empty_like(tensor) for tensor in (value, locations, weights)
     )
     return value_gradient, location_gradient, weight_gradient
 

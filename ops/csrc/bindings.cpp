@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #include <tuple>
 #include <vector>
 
@@ -33,6 +36,18 @@ d3q::Problem checked_problem(const Tensor& value, const std::vector<int64_t>& sh
   for (const Tensor* tensor : {&locations, &weights}) require_input(*tensor, value.scalar_type(), true);
   require_input(value, value.scalar_type(), false);
   return problem;
+}
+
+// The kernels write large outputs once: with 4 KiB pages, the first touch of each page costs as much as the work on it.
+Tensor in_huge_pages(Tensor tensor) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = uintptr_t(1) << 21;
+  const auto first = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t start = (first + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (first + tensor.numel() * tensor.element_size()) / kPage * kPage;
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // a refusal changes nothing
+#endif
+  return tensor;
 }
 
 d3q::Strides strides_of(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1), tensor.stride(2)}; }
@@ -84,7 +99,8 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& l
                bool allow_avx2) {
   const auto starts = d3q::level_starts(shapes, value);
   const auto problem = checked_problem(value, shapes, starts, locations, weights);
-  Tensor output = torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.dim});
+  Tensor output = in_huge_pages(
+      torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.dim}));
   const bool avx2 = use_avx2(allow_avx2);
   if (value.scalar_type() == ScalarType::Float) {
     run_forward(problem, inputs_of<float>(value, locations, weights), output.mutable_data_ptr<float>(), avx2);
@@ -102,10 +118,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   const auto problem = checked_problem(value, shapes, starts, locations, weights);
   require_input(output_gradient, value.scalar_type(), true);
   d3q::require_output_gradient(output_gradient, value, weights);
-  Tensor value_gradient = torch::stable::empty_like(value);  // in the memory order of value
+  Tensor value_gradient = in_huge_pages(torch::stable::empty_like(value));  // in the memory order of value
   require(problem.dim <= 1 || value_gradient.stride(3) == 1, "channels of value must be adjacent");
   torch::stable::zero_(value_gradient);
-  Tensor location_gradient = torch::stable::empty_like(locations), weight_gradient = torch::stable::empty_like(weights);
+  Tensor location_gradient = in_huge_pages(torch::stable::empty_like(locations));
+  Tensor weight_gradient = in_huge_pages(torch::stable::empty_like(weights));
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const d3q::Gradients<T> gradients{output_gradient.const_data_ptr<T>(), value_gradient.mutable_data_ptr<T>(),

@@ -1,0 +1,45 @@
+"""What the parts cost in time and memory, each measured beside what it is compared with, in one run.
+
+    python scripts/benchmark.py ops                      deformable attention: every backend, against grid_sample
+    python scripts/benchmark.py ops --json ops.json      the table as data too
+
+Run it from the repository's root on an otherwise idle machine. docs/benchmarks.md has results.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.benchmarks import harness, operator
+
+PARTS = {"ops": operator}
+"""Each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    harness.report(options.part, options.measure(options), json_file=options.json)
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    for name, module in PARTS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        part = parts.add_parser(name, help=summary, description=module.__doc__)
+        part.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on CPUs")
+        part.add_argument("--repeats", type=int, default=5, help="of each timed piece; medians are reported")
+        part.add_argument("--json", type=Path, help="file for the figures")
+        module.add_options(part)
+        part.set_defaults(measure=module.measure)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

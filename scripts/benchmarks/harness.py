@@ -1,0 +1,138 @@
+"""Timing, peak memory and tables, the same for every benchmark."""
+
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ops.ms_deform_attn import choose_backend
+
+Cell = str | int | float | None
+
+
+@dataclass
+class Table:
+    """Measured rows under named columns; a column's name holds its unit."""
+
+    title: str
+    rows: list[dict[str, Cell]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [f"### {self.title}", "", _line(columns), _line(["---"] * len(columns))]
+        return "\n".join([*lines, *(_line([_show(row.get(name)) for name in columns]) for row in self.rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _show(value: Cell) -> str:
+    """Three digits, which is what a repeated run confirms."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def seconds_alternately(work: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
+    """Wall seconds of each piece of work, all in turn `repeats` times after a first turn that is not counted.
+
+    What slows the machine down then slows all of them down: their ratios stay.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    gc.collect()
+    for turn in range(repeats + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            result = run()
+            synchronise()
+            elapsed = time.perf_counter() - start
+            del result
+            if turn:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def synchronise() -> None:
+    """Waits for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mebibytes(work: Callable[[], object]) -> float:
+    """Most memory that the work held beyond what was held before it: of the GPU where there is one, else resident.
+
+    Source: proc(5): writing 5 to clear_refs resets VmHWM. Linux only; raises OSError elsewhere.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before_kib = _status("VmRSS")
+    work()
+    return (_status("VmHWM") - before_kib) / 1024
+
+
+def _status(key: str) -> int:
+    """KiB from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "deformable attention": choose_backend("cuda" if torch.cuda.is_available() else "cpu"),
+        "yardstick_milliseconds": round(yardstick_milliseconds(), 2),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def yardstick_milliseconds(repeats: int = 20) -> float:
+    """A linear layer of 256 to 2,048 on 1,024 rows, float32: relates figures of different machines and moments."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, weight = torch.randn(1024, 256, device=device), torch.randn(2048, 256, device=device)
+    with torch.inference_mode():
+        found = seconds_alternately({"linear": lambda: F.linear(rows, weight)}, repeats=repeats)
+    return 1e3 * median(found["linear"])
+
+
+def report(name: str, tables: Sequence[Table], *, json_file: Path | None) -> None:
+    """Prints the tables and the machine, and writes both as JSON."""
+    facts = machine()
+    stated = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
+    print(*(table.markdown() + "\n" for table in tables), stated, sep="\n")
+    if json_file is not None:
+        content = {"benchmark": name, "machine": facts, "tables": {table.title: table.rows for table in tables}}
+        json_file.write_text(json.dumps(content, indent=2) + "\n")
