@@ -23,6 +23,7 @@ FLAGS = (
     "-O3",
     "-fPIC",
     "-fvisibility=hidden",
+    "-fno-trapping-math",  # else comparisons of many samples at once are not allowed
     "-Wno-psabi",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )

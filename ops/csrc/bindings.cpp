@@ -20,6 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kRowsPerTask = 64;  // fewer rows are not worth a thread
+constexpr int64_t kReadsPerRow = 8;   // of value on average, from which copying one head's rows side by side pays
 
 void require_input(const Tensor& tensor, ScalarType dtype, bool contiguous) {
   require(tensor.is_cpu(), "every tensor must be on the CPU");
@@ -27,16 +28,28 @@ void require_input(const Tensor& tensor, ScalarType dtype, bool contiguous) {
   require(!contiguous || tensor.is_contiguous(), "all tensors but value must be contiguous");
 }
 
-d3q::Problem checked_problem(const Tensor& value, const std::vector<int64_t>& shapes,
-                             const std::vector<int64_t>& starts, const Tensor& locations, const Tensor& weights) {
-  d3q::require_agreement(value, int64_t(starts.size()), locations, weights);
-  const d3q::Problem problem{value.size(0),     value.size(1),     value.size(2), value.size(3), weights.size(1),
-                             weights.size(3),   weights.size(4),   shapes.data(), starts.data()};
-  require(problem.dim <= 1 || value.stride(3) == 1, "channels of value must be adjacent");
-  for (const Tensor* tensor : {&locations, &weights}) require_input(*tensor, value.scalar_type(), true);
-  require_input(value, value.scalar_type(), false);
-  return problem;
-}
+// Everything checked; it holds what the Problem points to.
+struct CheckedProblem {
+  std::vector<int32_t> height, width, start;
+  d3q::Problem problem;
+
+  CheckedProblem(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations,
+                 const Tensor& weights) {
+    const auto starts = d3q::level_starts(shapes, value);
+    d3q::require_agreement(value, int64_t(starts.size()), locations, weights);
+    require(value.size(1) <= INT32_MAX, "value must have fewer than 2^31 tokens");
+    require(value.size(3) <= 1 || value.stride(3) == 1, "channels of value must be adjacent");
+    for (const Tensor* tensor : {&locations, &weights}) require_input(*tensor, value.scalar_type(), true);
+    require_input(value, value.scalar_type(), false);
+    for (size_t level = 0; level < starts.size(); ++level) {
+      height.insert(height.end(), weights.size(4), int32_t(shapes[2 * level]));
+      width.insert(width.end(), weights.size(4), int32_t(shapes[2 * level + 1]));
+      start.insert(start.end(), weights.size(4), int32_t(starts[level]));
+    }
+    problem = {value.size(0), value.size(2), value.size(3), weights.size(1),
+               {int64_t(start.size()), height.data(), width.data(), start.data()}};
+  }
+};
 
 // The kernels write large outputs once: with 4 KiB pages, the first touch of each page costs as much as the work on it.
 Tensor in_huge_pages(Tensor tensor) {
@@ -48,6 +61,21 @@ Tensor in_huge_pages(Tensor tensor) {
   if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // a refusal changes nothing
 #endif
   return tensor;
+}
+
+Tensor head_major_like(const Tensor& value) {
+  Tensor memory = torch::stable::new_empty(value, {value.size(0), value.size(2), value.size(1), value.size(3)});
+  return torch::stable::transpose(in_huge_pages(memory), 1, 2);
+}
+
+bool needs_head_major(const d3q::Problem& problem, const Tensor& value) {
+  const int64_t reads = 4 * problem.queries * problem.samples.count;
+  return problem.heads > 1 && value.stride(1) != problem.dim && reads >= kReadsPerRow * value.size(1);
+}
+
+Tensor in_head_major(const Tensor& value) {
+  Tensor copy = head_major_like(value);
+  return torch::stable::copy_(copy, value);
 }
 
 d3q::Strides strides_of(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1), tensor.stride(2)}; }
@@ -97,16 +125,17 @@ void run_backward(const d3q::Problem& problem, const d3q::Inputs<T>& inputs, con
 
 Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& locations, const Tensor& weights,
                bool allow_avx2) {
-  const auto starts = d3q::level_starts(shapes, value);
-  const auto problem = checked_problem(value, shapes, starts, locations, weights);
+  const CheckedProblem checked(value, shapes, locations, weights);
+  const d3q::Problem& problem = checked.problem;
   Tensor output = in_huge_pages(
       torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.dim}));
+  const Tensor rows = needs_head_major(problem, value) ? in_head_major(value) : value;
   const bool avx2 = use_avx2(allow_avx2);
   if (value.scalar_type() == ScalarType::Float) {
-    run_forward(problem, inputs_of<float>(value, locations, weights), output.mutable_data_ptr<float>(), avx2);
+    run_forward(problem, inputs_of<float>(rows, locations, weights), output.mutable_data_ptr<float>(), avx2);
   } else {
     require(value.scalar_type() == ScalarType::Double, "value must be float32 or float64");
-    run_forward(problem, inputs_of<double>(value, locations, weights), output.mutable_data_ptr<double>(), avx2);
+    run_forward(problem, inputs_of<double>(rows, locations, weights), output.mutable_data_ptr<double>(), avx2);
   }
   return output;
 }
@@ -114,21 +143,24 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& l
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const Tensor& value,
                                             std::vector<int64_t> shapes, const Tensor& locations,
                                             const Tensor& weights, bool allow_avx2) {
-  const auto starts = d3q::level_starts(shapes, value);
-  const auto problem = checked_problem(value, shapes, starts, locations, weights);
+  const CheckedProblem checked(value, shapes, locations, weights);
+  const d3q::Problem& problem = checked.problem;
   require_input(output_gradient, value.scalar_type(), true);
   d3q::require_output_gradient(output_gradient, value, weights);
+  const bool head_major = needs_head_major(problem, value);
   Tensor value_gradient = in_huge_pages(torch::stable::empty_like(value));  // in the memory order of value
   require(problem.dim <= 1 || value_gradient.stride(3) == 1, "channels of value must be adjacent");
-  torch::stable::zero_(value_gradient);
   Tensor location_gradient = in_huge_pages(torch::stable::empty_like(locations));
   Tensor weight_gradient = in_huge_pages(torch::stable::empty_like(weights));
+  const Tensor rows = head_major ? in_head_major(value) : value;
+  Tensor row_gradient = head_major ? head_major_like(value) : value_gradient;
+  torch::stable::zero_(row_gradient);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const d3q::Gradients<T> gradients{output_gradient.const_data_ptr<T>(), value_gradient.mutable_data_ptr<T>(),
-                                      strides_of(value_gradient), location_gradient.mutable_data_ptr<T>(),
+    const d3q::Gradients<T> gradients{output_gradient.const_data_ptr<T>(), row_gradient.mutable_data_ptr<T>(),
+                                      strides_of(row_gradient), location_gradient.mutable_data_ptr<T>(),
                                       weight_gradient.mutable_data_ptr<T>()};
-    run_backward(problem, inputs_of<T>(value, locations, weights), gradients, use_avx2(allow_avx2));
+    run_backward(problem, inputs_of<T>(rows, locations, weights), gradients, use_avx2(allow_avx2));
   };
   if (value.scalar_type() == ScalarType::Float) {
     run(float{});
@@ -136,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
     require(value.scalar_type() == ScalarType::Double, "value must be float32 or float64");
     run(double{});
   }
+  if (head_major) torch::stable::copy_(value_gradient, row_gradient);
   return {value_gradient, location_gradient, weight_gradient};
 }
 

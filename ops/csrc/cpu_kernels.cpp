@@ -6,42 +6,45 @@
 namespace d3q {
 namespace {
 
-inline float floor_of(float x) { return __builtin_floorf(x); }
-inline double floor_of(double x) { return __builtin_floor(x); }
+constexpr int kBlock = 32;  // samples that are located at once
 
-// The four cells around a sample: upper left, upper right, lower left, lower right.
+// The four cells around each sample of a block: upper left, upper right, lower left, lower right. One array per
+// quantity, so that the compiler computes many samples at once.
 template <typename T>
-struct Footprint {
-  bool valid[4];
-  int64_t token[4];
-  T share[4];  // of each cell, by bilinear interpolation
-  T x, y;      // distance from the upper left cell
+struct Block {
+  int32_t token[4][kBlock];  // below zero where the cell is outside the map
+  T share[4][kBlock];        // of the cell, by bilinear interpolation
+  T x[kBlock], y[kBlock];    // distance from the upper left cell
 };
 
-// False where no cell is in the map, which is also where a location is not a number.
+// All four cells are outside for samples whose location is not a number.
 template <typename T>
-inline __attribute__((always_inline)) bool locate(const T* location, int64_t height, int64_t width, Footprint<T>& cells) {
-  const T x = location[0] * T(width) - T(0.5), y = location[1] * T(height) - T(0.5);
-  if (!(x > T(-1) && y > T(-1) && x < T(width) && y < T(height))) return false;
-  const T floor_x = floor_of(x), floor_y = floor_of(y);
-  const int64_t column = int64_t(floor_x), row = int64_t(floor_y);
-  cells.x = x - floor_x;
-  cells.y = y - floor_y;
-  const bool left = column >= 0, right = column + 1 < width, upper = row >= 0, lower = row + 1 < height;
-  cells.valid[0] = upper && left;
-  cells.valid[1] = upper && right;
-  cells.valid[2] = lower && left;
-  cells.valid[3] = lower && right;
-  const int64_t token = row * width + column;
-  cells.token[0] = token;
-  cells.token[1] = token + 1;
-  cells.token[2] = token + width;
-  cells.token[3] = token + width + 1;
-  cells.share[0] = (1 - cells.y) * (1 - cells.x);
-  cells.share[1] = (1 - cells.y) * cells.x;
-  cells.share[2] = cells.y * (1 - cells.x);
-  cells.share[3] = cells.y * cells.x;
-  return true;
+void locate(const Samples& samples, int64_t first, int count, const T* __restrict__ locations,
+            Block<T>& __restrict__ block) {
+  for (int i = 0; i < count; ++i) {
+    const int32_t width = samples.width[first + i], height = samples.height[first + i];
+    T x = locations[2 * i] * T(width) - T(0.5), y = locations[2 * i + 1] * T(height) - T(0.5);
+    const bool near = (x > T(-1)) & (y > T(-1)) & (x < T(width)) & (y < T(height));
+    x = near ? x : T(0);
+    y = near ? y : T(0);
+    int32_t column = int32_t(x), row = int32_t(y);
+    column -= T(column) > x;  // now rounded down
+    row -= T(row) > y;
+    x -= T(column);
+    y -= T(row);
+    const bool left = column >= 0, right = column + 1 < width, upper = row >= 0, lower = row + 1 < height;
+    const int32_t token = samples.start[first + i] + row * width + column;
+    block.token[0][i] = near & upper & left ? token : -1;
+    block.token[1][i] = near & upper & right ? token + 1 : -1;
+    block.token[2][i] = near & lower & left ? token + width : -1;
+    block.token[3][i] = near & lower & right ? token + width + 1 : -1;
+    block.share[0][i] = (1 - y) * (1 - x);
+    block.share[1][i] = (1 - y) * x;
+    block.share[2][i] = y * (1 - x);
+    block.share[3][i] = y * x;
+    block.x[i] = x;
+    block.y[i] = y;
+  }
 }
 
 // Rows of any width: sums live in the output itself.
@@ -60,6 +63,7 @@ struct AnySum {
 
 template <typename T>
 struct AnyGradient {
+  using Part = T;  // of a dot product
   const T* __restrict__ gradient;
   int64_t dim;
   AnyGradient(const T* gradient, int64_t dim) : gradient(gradient), dim(dim) {}
@@ -73,6 +77,9 @@ struct AnyGradient {
     for (int k = 0; k < 8; ++k) sum += partial[k];
     for (c = 0; c < dim; ++c) row_gradient[c] += weight * gradient[c];
     return sum;
+  }
+  static void finish(const T part[4], T* to, int stride) {
+    for (int k = 0; k < 4; ++k) to[k * stride] = part[k];
   }
 };
 
@@ -96,83 +103,116 @@ struct VectorSum {
 
 template <int N>
 struct VectorGradient {
+  using Part = Vector;
   Vector gradient[N];
   VectorGradient(const float* from, int64_t) {
     for (int k = 0; k < N; ++k) gradient[k] = load(from + 8 * k);
   }
-  inline __attribute__((always_inline)) float spread(const float* row, float* row_gradient, float weight) const {
+  // Adds weight * gradient to row_gradient; the elements of what it returns add up to <gradient, row>.
+  inline __attribute__((always_inline)) Vector spread(const float* row, float* row_gradient, float weight) const {
     Vector sum = {};
     for (int k = 0; k < N; ++k) {
       sum += gradient[k] * load(row + 8 * k);
       save(row_gradient + 8 * k, load(row_gradient + 8 * k) + gradient[k] * weight);
     }
-    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+    return sum;
+  }
+  // The sums of the elements of four vectors, by two exchanges of halves.
+  static inline __attribute__((always_inline)) void finish(const Vector part[4], float* to, int stride) {
+    const Vector upper = __builtin_shufflevector(part[0], part[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                         __builtin_shufflevector(part[0], part[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vector lower = __builtin_shufflevector(part[2], part[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                         __builtin_shufflevector(part[2], part[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vector sums = __builtin_shufflevector(upper, lower, 0, 1, 8, 9, 4, 5, 12, 13) +
+                        __builtin_shufflevector(upper, lower, 2, 3, 10, 11, 6, 7, 14, 15);
+    for (int k = 0; k < 4; ++k) to[k * stride] = sums[k] + sums[k + 4];
   }
 };
+
+template <typename T>
+inline void prefetch(const T* from, int64_t count) {
+  const char* first = reinterpret_cast<const char*>(from);
+  for (int64_t at = 0; at < count * int64_t(sizeof(T)); at += 64) __builtin_prefetch(first + at);
+}
+
+constexpr int64_t kAhead = 4;  // queries: one head's rows are too far apart for the processor to foresee the next
 
 template <typename T, typename Sum>
 void forward_rows(const Problem& p, const Inputs<T>& inputs, T* output, int64_t first, int64_t last) {
   const Strides& strides = inputs.value_strides;
-  const int64_t samples = p.levels * p.points;
-  Footprint<T> cells;
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t head = i % p.heads, image = i / p.heads / p.queries;
-    const T* location = inputs.locations + i * samples * 2;
-    const T* weight = inputs.weights + i * samples;
+  const int64_t samples = p.samples.count;
+  Block<T> block;
+  for (int64_t j = first; j < last; ++j) {
+    const int64_t query = j % p.queries, head = j / p.queries % p.heads, image = j / p.queries / p.heads;
+    const int64_t i = (image * p.queries + query) * p.heads + head;
     const T* values = inputs.value + image * strides.batch + head * strides.head;
+    if (query + kAhead < p.queries) {
+      prefetch(inputs.locations + 2 * (i + kAhead * p.heads) * samples, 2 * samples);
+      prefetch(inputs.weights + (i + kAhead * p.heads) * samples, samples);
+    }
     Sum sum(output + i * p.dim, p.dim);
-    for (int64_t level = 0; level < p.levels; ++level) {
-      const int64_t height = p.shapes[2 * level], width = p.shapes[2 * level + 1];
-      const T* map = values + p.starts[level] * strides.token;
-      for (int64_t point = 0; point < p.points; ++point, location += 2, ++weight) {
-        if (!locate(location, height, width, cells)) continue;
+    for (int64_t begin = 0; begin < samples; begin += kBlock) {
+      const int count = int(samples - begin < kBlock ? samples - begin : kBlock);
+      const T* weights = inputs.weights + i * samples + begin;
+      locate(p.samples, begin, count, inputs.locations + 2 * (i * samples + begin), block);
+      for (int s = 0; s < count; ++s)
         for (int k = 0; k < 4; ++k)
-          if (cells.valid[k]) sum.add(map + cells.token[k] * strides.token, cells.share[k] * *weight);
-      }
+          if (block.token[k][s] >= 0)
+            sum.add(values + block.token[k][s] * strides.token, block.share[k][s] * weights[s]);
     }
     sum.store();
   }
 }
 
+// dot: of the output's gradient with each sample's four rows, zero for a row that is outside.
 template <typename T>
-inline __attribute__((always_inline)) void store_gradients(const Footprint<T>& cells, const T dot[4], int64_t height,
-                                                           int64_t width, T weight, T* location, T* weight_gradient) {
-  const T left = 1 - cells.x, upper = 1 - cells.y;
-  *weight_gradient = upper * (left * dot[0] + cells.x * dot[1]) + cells.y * (left * dot[2] + cells.x * dot[3]);
-  location[0] = T(width) * weight * (upper * (dot[1] - dot[0]) + cells.y * (dot[3] - dot[2]));
-  location[1] = T(height) * weight * (left * (dot[2] - dot[0]) + cells.x * (dot[3] - dot[1]));
+void store_gradients(const Samples& samples, int64_t first, int count, const Block<T>& __restrict__ block,
+                     const T (*__restrict__ dot)[kBlock], const T* __restrict__ weights, T* __restrict__ locations,
+                     T* __restrict__ weight_gradients) {
+  for (int i = 0; i < count; ++i) {
+    const T x = block.x[i], y = block.y[i], left = 1 - x, upper = 1 - y;
+    weight_gradients[i] = upper * (left * dot[0][i] + x * dot[1][i]) + y * (left * dot[2][i] + x * dot[3][i]);
+    const T by_x = upper * (dot[1][i] - dot[0][i]) + y * (dot[3][i] - dot[2][i]);
+    const T by_y = left * (dot[2][i] - dot[0][i]) + x * (dot[3][i] - dot[1][i]);
+    locations[2 * i] = T(samples.width[first + i]) * weights[i] * by_x;
+    locations[2 * i + 1] = T(samples.height[first + i]) * weights[i] * by_y;
+  }
 }
 
 template <typename T, typename Gradient>
 void backward_head(const Problem& p, const Inputs<T>& inputs, const Gradients<T>& gradients, int64_t image,
                    int64_t head) {
   const Strides &from = inputs.value_strides, &to = gradients.value_strides;
-  const int64_t samples = p.levels * p.points;
+  const int64_t samples = p.samples.count;
   const T* values = inputs.value + image * from.batch + head * from.head;
   T* value_gradients = gradients.value + image * to.batch + head * to.head;
-  Footprint<T> cells;
+  Block<T> block;
+  T dot[4][kBlock];
   for (int64_t query = 0; query < p.queries; ++query) {
     const int64_t i = (image * p.queries + query) * p.heads + head;
+    if (query + kAhead < p.queries) {
+      prefetch(inputs.locations + 2 * (i + kAhead * p.heads) * samples, 2 * samples);
+      prefetch(inputs.weights + (i + kAhead * p.heads) * samples, samples);
+      prefetch(gradients.output + (i + kAhead * p.heads) * p.dim, p.dim);
+    }
     const Gradient gradient(gradients.output + i * p.dim, p.dim);
-    int64_t sample = i * samples;
-    for (int64_t level = 0; level < p.levels; ++level) {
-      const int64_t height = p.shapes[2 * level], width = p.shapes[2 * level + 1], start = p.starts[level];
-      for (int64_t point = 0; point < p.points; ++point, ++sample) {
-        T* location_gradient = gradients.locations + 2 * sample;
-        if (!locate(inputs.locations + 2 * sample, height, width, cells)) {
-          location_gradient[0] = location_gradient[1] = gradients.weights[sample] = 0;
-          continue;
-        }
-        const T weight = inputs.weights[sample];
-        T dot[4] = {0, 0, 0, 0};
+    for (int64_t begin = 0; begin < samples; begin += kBlock) {
+      const int count = int(samples - begin < kBlock ? samples - begin : kBlock);
+      const int64_t at = i * samples + begin;
+      const T* weights = inputs.weights + at;
+      locate(p.samples, begin, count, inputs.locations + 2 * at, block);
+      for (int s = 0; s < count; ++s) {
+        typename Gradient::Part part[4] = {};
         for (int k = 0; k < 4; ++k) {
-          if (!cells.valid[k]) continue;
-          const int64_t token = start + cells.token[k];
-          dot[k] = gradient.spread(values + token * from.token, value_gradients + token * to.token,
-                                   cells.share[k] * weight);
+          const int64_t token = block.token[k][s];
+          if (token >= 0)
+            part[k] = gradient.spread(values + token * from.token, value_gradients + token * to.token,
+                                      block.share[k][s] * weights[s]);
         }
-        store_gradients(cells, dot, height, width, weight, location_gradient, gradients.weights + sample);
+        Gradient::finish(part, &dot[0][s], kBlock);
       }
+      store_gradients(p.samples, begin, count, block, dot, weights, gradients.locations + 2 * at,
+                      gradients.weights + at);
     }
   }
 }

@@ -4,10 +4,15 @@
 
 namespace d3q {
 
+// The L*P samples of a query and head: size and first token of the level of each.
+struct Samples {
+  int64_t count;
+  const int32_t *height, *width, *start;
+};
+
 struct Problem {
-  int64_t batch, tokens, heads, dim, queries, levels, points;
-  const int64_t* shapes;  // (height, width) of each level
-  const int64_t* starts;  // first token of each level
+  int64_t batch, heads, dim, queries;
+  Samples samples;
 };
 
 // Distances in elements between images, tokens and heads of a (B, S, M, D) tensor; channels are adjacent.
@@ -34,7 +39,7 @@ struct Gradients {
 
 #define D3Q_DECLARE(variant, T)                                                                                   \
   namespace variant {                                                                                             \
-  /* Output rows [first, last) of the B*Q*M. */                                                                   \
+  /* Output rows [first, last) of the B*M*Q. */                                                                   \
   void forward(const Problem& problem, const Inputs<T>& inputs, T* output, int64_t first, int64_t last);          \
   /* Owns the gradient of (image, head) [first, last) of the B*M: no other call writes there. */                  \
   void backward(const Problem& problem, const Inputs<T>& inputs, const Gradients<T>& gradients, int64_t first,    \
