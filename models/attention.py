@@ -68,7 +68,7 @@ class MSDeformAttn(nn.Module):
         with torch.autocast(queries.device.type, enabled=False):  # a pixel is 1/800: locations stay float32
             offsets = self.sampling_offsets(queries.float()).view(batch, num_queries, heads, levels, points, 2)
             locations = self._sampling_locations(offsets, reference_points, spatial_shapes)
-            output = ms_deform_attn(value.float(), spatial_shapes, locations, weights)
+            output = ms_deform_attn(value, spatial_shapes, locations, weights)
         return self.output_proj(output)
 
     def _sampling_locations(

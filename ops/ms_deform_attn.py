@@ -50,14 +50,18 @@ def ms_deform_attn(
     returns             (B, Q, M*D)         in the dtype of value
 
     Dtypes: all float32, or all float64, or value float16 or bfloat16 with float32 sampling_locations and
-    attention_weights in float32 or value's dtype; half values are computed in float32 and rounded once.
+    attention_weights in float32 or value's dtype; half values are computed in float32 and rounded once. Under autocast
+    locations and weights may be half too and are computed in float32.
 
     Raises ValueError where shapes, dtypes or devices disagree or the forced backend cannot run.
     Source: Zhu et al., Deformable DETR, ICLR 2021, equation 3.
     """
     flat_shapes = [size for shape in spatial_shapes for size in shape]
+    device_type = value.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        sampling_locations, attention_weights = _exact_places(value, sampling_locations, attention_weights)
     check_arguments(value, flat_shapes, sampling_locations, attention_weights)
-    backend = choose_backend(value.device.type)
+    backend = choose_backend(device_type)
     if backend == "cuda" and (reason := cuda_kernels.unsupported_kind(value, flat_shapes)):
         backend = _without_cuda_kernels(reason)
     if backend not in FORMS:
@@ -224,3 +228,23 @@ def _gradients(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, Tensor,
 
 
 torch.library.register_autograd("d3q::ms_deform_attn", _gradients, setup_context=_setup_context)
+
+
+# Under autocast, value comes as it is; locations and weights are taken in float32, which a half location would be up to
+# three pixels off from.
+
+
+def _exact_places(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    return (locations, weights) if value.dtype == torch.float64 else (locations.float(), weights.float())
+
+
+def _autocast_rule(device_type: str) -> Callable[[Tensor, Sequence[int], Tensor, Tensor], Tensor]:
+    def rule(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.d3q.ms_deform_attn(value, spatial_shapes, *_exact_places(value, locations, weights))
+
+    return rule
+
+
+for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    torch.library.impl("d3q::ms_deform_attn", _key, _autocast_rule(_device_type))

@@ -96,7 +96,7 @@ def test_autocast_keeps_what_places_boxes_in_float32(
     hook.remove()
     assert low == [dtype]  # the test is under autocast
     assert len(attended) == config.model.encoder.num_layers + config.model.decoder.num_layers
-    assert set(attended) == {(torch.float32,) * 3}
+    assert set(attended) == {(dtype, torch.float32, torch.float32)}
     assert len(exact) >= len(attended) + config.model.decoder.num_layers + 2
     assert set(exact.values()) == {torch.float32}, exact
     predictions = [output.queries, output.proposals, output.selected]

@@ -70,6 +70,30 @@ def test_an_exported_module_gives_the_same(backend: str) -> None:
             torch.testing.assert_close(program.module()(*each), module(*each))
 
 
+@every_backend
+@pytest.mark.parametrize("compiled", [False, True])
+def test_under_autocast_half_locations_are_computed_in_float32(backend: str, compiled: bool) -> None:
+    value, locations, weights = make_inputs("five maps", dtype=torch.float32, spread=0.7)
+    half = [tensor.to(torch.bfloat16) for tensor in (value, locations, weights)]
+
+    def by_operator(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return torch.ops.d3q.ms_deform_attn(value, flat(MAPS), locations, weights)
+
+    def by_function(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ms_deform_attn(value, MAPS, locations, weights)
+
+    with forced_backend(backend):
+        expected = ms_deform_attn(half[0], MAPS, half[1].float(), half[2].float())
+        with pytest.raises(ValueError, match="float32"):
+            by_operator(*half)
+        for call in (by_operator, by_function):
+            run = torch.compile(call, backend="aot_eager", fullgraph=True) if compiled else call
+            with torch.autocast("cpu", torch.bfloat16):
+                output = run(*half)
+            assert output.dtype == torch.bfloat16
+            torch.testing.assert_close(output, expected)
+
+
 def test_a_bad_gradient_is_an_error() -> None:
     value, locations, weights = make_inputs("five maps", dtype=torch.float32, spread=0.6)
     for gradient, message in ((torch.zeros(2, 11, 31), "must be .B, Q"), (torch.zeros(2, 11, 32).double(), "like val")):
