@@ -82,7 +82,7 @@ class MSDeformAttn(nn.Module):
             locations = torch.addcdiv(centre, offsets, self._per_sample(cells))
         else:
             half_box = reference_points[..., 2:] * 0.5
-            locations = torch.addcmul(centre, offsets, self._per_sample(half_box / self.num_points))
+            locations = centre + offsets * self._per_sample(half_box / self.num_points)
         return locations.unflatten(-1, (self.num_levels, self.num_points, 2))
 
     def _per_sample(self, values: Tensor) -> Tensor:
