@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   require(problem.dim <= 1 || value_gradient.stride(3) == 1, "channels of value must be adjacent");
   Tensor location_gradient = in_huge_pages(torch::stable::empty_like(locations));
   Tensor weight_gradient = in_huge_pages(torch::stable::empty_like(weights));
-  const Tensor rows = head_major ? in_head_major(value) : value;
+  Tensor rows = head_major ? in_head_major(value) : value;
   Tensor row_gradient = head_major ? head_major_like(value) : value_gradient;
   torch::stable::zero_(row_gradient);
   const auto run = [&](auto zero) {
@@ -168,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
     require(value.scalar_type() == ScalarType::Double, "value must be float32 or float64");
     run(double{});
   }
+  rows = value;  // lets go of the copy before the next one
   if (head_major) torch::stable::copy_(value_gradient, row_gradient);
   return {value_gradient, location_gradient, weight_gradient};
 }
