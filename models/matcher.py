@@ -94,17 +94,17 @@ def match(requests: Sequence[MatchRequest]) -> list[Matches]:
     run call it alike: they agree on whether a cost is not finite. Raises NonFiniteCostError, on all of them.
     """
     problems = [problem for request in requests for problem in request.problems()]
-    asked = [problem.ask() for problem in problems]
-    state = _finiteness(problems, requests[0].logits.device)
-    (host_state,), *answers = _fetch([[state], *asked])
-    _require_finite(host_state.tolist(), problems)
-    waiting = problems
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # scipy's dense solver releases the GIL
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch and scipy's dense solver release the GIL
+        asked = [problem.ask(threads) for problem in problems]
+        state = _finiteness(problems, requests[0].logits.device)
+        (host_state,), *answers = _fetch([[state], *asked])
+        _require_finite(host_state.tolist(), problems)
+        waiting = problems
         while waiting:
             for problem, answer in zip(waiting, answers, strict=True):
                 problem.start([tensor.numpy() for tensor in answer], threads)
             waiting = [problem for problem in waiting if not problem.finish()]
-            answers = _fetch([problem.ask() for problem in waiting]) if waiting else []
+            answers = _fetch([problem.ask(threads) for problem in waiting]) if waiting else []
     return [_collect(request, [problem for problem in problems if problem.request is request]) for request in requests]
 
 
@@ -121,10 +121,10 @@ class _Problem:
         self.pairs: list[Pairs] = []
         """Per layer: objects and queries"""
 
-    def ask(self) -> list[Tensor]:
+    def ask(self, threads: Executor) -> list[Tensor]:
         """Computes on the device what `start` needs on the host."""
         geometry = [self.costs.centres(), self.costs.object_pixels] if self.request.matcher.drop_off_centre else []
-        return [*geometry, *self._ask_costs()]
+        return [*geometry, *self._ask_costs(threads)]
 
     def start(self, answer: list[NDArray[Any]], threads: Executor) -> None:
         """Has the threads solve it."""
@@ -141,7 +141,7 @@ class _Problem:
             self.pairs = [_on_centre(pairs, centres, self.object_pixels) for pairs, centres in layers]
         return True
 
-    def _ask_costs(self) -> list[Tensor]:
+    def _ask_costs(self, threads: Executor) -> list[Tensor]:
         raise NotImplementedError
 
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:
@@ -154,8 +154,8 @@ class _Problem:
 class _WholeProblem(_Problem):
     """Solved from all costs."""
 
-    def _ask_costs(self) -> list[Tensor]:
-        costs, self.total = self.costs.whole()
+    def _ask_costs(self, threads: Executor) -> list[Tensor]:
+        costs, self.total = self.costs.whole(threads)
         return [costs]
 
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:
@@ -173,14 +173,16 @@ class _ReducedProblem(_Problem):
     length = LIST_LENGTH
     too_short: NDArray[np.int64]
 
-    def _ask_costs(self) -> list[Tensor]:
-        objects, device = len(self.costs), self.costs.labels.device
+    def _ask_costs(self, threads: Executor) -> list[Tensor]:
+        device = self.costs.labels.device
         if self.lists is None:
-            costs, queries, self.total = self.costs.cheapest(torch.arange(objects, device=device), self.length + 1)
+            costs, queries, self.total = self.costs.cheapest(
+                torch.arange(len(self.costs), device=device), self.length + 1, threads
+            )
         else:
-            self.length = min(self.length * LIST_GROWTH, objects)
+            self.length = min(self.length * LIST_GROWTH, len(self.costs))
             rows = torch.from_numpy(self.too_short).to(device, non_blocking=True)
-            costs, queries, _ = self.costs.cheapest(rows, self.length + 1)
+            costs, queries, _ = self.costs.cheapest(rows, self.length + 1, threads)
         return [costs, queries]
 
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:

@@ -1,8 +1,9 @@
 """The matching cost of every object with every prediction, row by row of the objects, in blocks of limited size."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from models.boxes import by_coordinate, cxcywh_to_xyxy, generalized_iou, size_fa
 from models.structures import BoxDistance, Target
 
 FOCAL_EPS = 1e-12
-BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
-"""Costs that are computed at once, per device type: about ten tensors of so many float32 exist for a moment. On CPUs
-they then fit the cache, on GPUs the number of kernels stays small. A single row may be larger."""
+BLOCK_ELEMENTS = {"cpu": 30_000, "cuda": 2**24}
+"""Costs computed at once, per device type; about ten tensors of so many float32 exist for a moment, on CPUs in every
+thread. There a block fits the cache and is too small for torch to share it among threads, which the blocks are instead;
+on GPUs the number of kernels stays small."""
 
 
 def softmax_class_cost(logits: Tensor) -> Tensor:
@@ -77,6 +79,7 @@ class ImageCosts:
         self.boxes = by_coordinate(xyxy_to_cxcywh(pixels) / factor)
         self.object_pixels = target.boxes_xyxy
         self.objects = xyxy_to_cxcywh(target.boxes_xyxy) / factor
+        self._every_row = torch.arange(len(labels), device=labels.device)
 
     def __len__(self) -> int:
         """Objects."""
@@ -88,35 +91,52 @@ class ImageCosts:
 
     def of(self, rows: Tensor) -> Tensor:
         """(n,) rows of the objects -> (n, layers, Q)."""
-        cost = self.class_costs[self.labels[rows]]
-        cost += self.cost.box_distance.pairwise(self.boxes, self.objects[rows]).T * self.cost.box_weight
-        giou = generalized_iou(self.pixels, self.object_pixels[rows, None])
-        cost -= giou * self.cost.giou_weight
-        return cost.view(len(rows), self.layers, self.queries)
+        width = self.layers * self.queries
+        step = max(1, self._block() // len(rows))
+        parts = [self._part(rows, slice(start, start + step)) for start in range(0, width, step)]
+        return torch.cat(parts, dim=1).view(len(rows), self.layers, self.queries)
 
-    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
-        """The same, in blocks of at most BLOCK_ELEMENTS costs or one row."""
-        height = max(1, BLOCK_ELEMENTS.get(rows.device.type, 2**20) // (self.layers * self.queries))
-        for part in rows.split(height):
-            yield self.of(part)
-
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def whole(self, threads: Executor) -> tuple[Tensor, Tensor]:
         """(layers, N, Q) costs, and their sum: one that is not finite tells that some cost is not."""
-        rows = torch.arange(len(self), device=self.labels.device)
         costs = self.class_costs.new_empty(self.layers, len(self), self.queries)
-        total, start = costs.new_zeros(()), 0
-        for block in self.blocks(rows):
-            costs[:, start : start + len(block)] = block.transpose(0, 1)
-            total, start = total + block.sum(), start + len(block)
-        return costs, total
 
-    def cheapest(self, rows: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        def fill(rows: slice) -> Tensor:
+            block = self.of(self._every_row[rows])
+            costs[:, rows] = block.transpose(0, 1)
+            return block.sum()
+
+        height = self._height()
+        rows = [slice(start, start + height) for start in range(0, len(self), height)]
+        return costs, torch.stack(self._run(fill, rows, threads)).sum()
+
+    def cheapest(self, rows: Tensor, length: int, threads: Executor) -> tuple[Tensor, Tensor, Tensor]:
         """Of a single layer: costs (n, length) ascending, their queries (n, length) int32, and the sum of all costs."""
-        costs, queries = [], []
-        total = self.class_costs.new_zeros(())
-        for block in self.blocks(rows):
-            found = block[:, 0].topk(length, dim=1, largest=False)
-            costs.append(found.values)
-            queries.append(found.indices.int())
-            total = total + block.sum()
-        return torch.cat(costs), torch.cat(queries), total
+
+        def find(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            block = self.of(part)[:, 0]
+            found = block.topk(length, dim=1, largest=False)
+            return found.values, found.indices.int(), block.sum()
+
+        found = self._run(find, rows.split(self._height()), threads)
+        costs, queries, sums = zip(*found, strict=True)
+        return torch.cat(costs), torch.cat(queries), torch.stack(sums).sum()
+
+    def _run(self, work: Callable[[Any], Any], parts: Sequence[Any], threads: Executor) -> list[Any]:
+        """The work on all parts: shared among the threads on a CPU, one after the other on a GPU."""
+        without_gradient = torch.no_grad()(work)  # a thread has its own gradient mode
+        return list((threads.map if self.labels.device.type == "cpu" else map)(without_gradient, parts))
+
+    def _block(self) -> int:
+        return BLOCK_ELEMENTS.get(self.labels.device.type, BLOCK_ELEMENTS["cuda"])
+
+    def _height(self) -> int:
+        """Rows of a block."""
+        return max(1, self._block() // (self.layers * self.queries))
+
+    def _part(self, rows: Tensor, columns: slice) -> Tensor:
+        """Costs of some rows and predictions, the layers one after the other."""
+        cost = self.class_costs[:, columns].index_select(0, self.labels[rows])
+        distance = self.cost.box_distance.pairwise(self.boxes[columns], self.objects[rows])
+        cost += distance.T * self.cost.box_weight
+        cost -= generalized_iou(self.pixels[columns], self.object_pixels[rows, None]) * self.cost.giou_weight
+        return cost
