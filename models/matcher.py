@@ -170,17 +170,16 @@ class _ReducedProblem(_Problem):
     """Of one layer, solved from the cheapest predictions of each object; of more, where these prove too few."""
 
     lists: ShortLists | None = None
-    length = LIST_LENGTH
+    length = 0
     too_short: NDArray[np.int64]
 
     def _ask_costs(self, threads: Executor) -> list[Tensor]:
-        device = self.costs.labels.device
+        objects, device = len(self.costs), self.costs.labels.device
+        self.length = min(self.length * LIST_GROWTH or LIST_LENGTH, objects)
         if self.lists is None:
-            costs, queries, self.total = self.costs.cheapest(
-                torch.arange(len(self.costs), device=device), self.length + 1, threads
-            )
+            rows = torch.arange(objects, device=device)
+            costs, queries, self.total = self.costs.cheapest(rows, self.length + 1, threads)
         else:
-            self.length = min(self.length * LIST_GROWTH, len(self.costs))
             rows = torch.from_numpy(self.too_short).to(device, non_blocking=True)
             costs, queries, _ = self.costs.cheapest(rows, self.length + 1, threads)
         return [costs, queries]

@@ -92,7 +92,7 @@ class ImageCosts:
     def of(self, rows: Tensor) -> Tensor:
         """(n,) rows of the objects -> (n, layers, Q)."""
         width = self.layers * self.queries
-        step = max(1, self._block() // len(rows))
+        step = max(1, self._block() // max(1, len(rows)))
         parts = [self._part(rows, slice(start, start + step)) for start in range(0, width, step)]
         return torch.cat(parts, dim=1).view(len(rows), self.layers, self.queries)
 
