@@ -77,8 +77,8 @@ class MSDeformAttn(nn.Module):
         """Offsets are cells of the level around a point, and shares of half the box around a box."""
         centre = reference_points[:, :, None, :, None, :2]
         if reference_points.shape[-1] == 2:
-            cells = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
-            return centre + offsets / cells[:, None]
+            cells = torch.tensor([(width, height) for height, width in spatial_shapes], dtype=offsets.dtype)
+            return centre + offsets / cells.to(offsets.device, non_blocking=True)[:, None]
         return centre + offsets / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
 
 
