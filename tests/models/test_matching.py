@@ -1,8 +1,11 @@
 """Matching: short lists against scipy on every cost; what counts as a match; costs that are not finite."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
@@ -176,3 +179,22 @@ def test_one_cost_that_is_not_finite_names_its_image(
         match([request])
     request.boxes[1, 2, 59, 0] = 0.5
     match([request])
+
+
+def _raise_alike(rank: int, store: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    request = make_request([3, 0] if rank == 0 else [0, 0], [40, 40])
+    match([request])
+    request.logits[0, 0, 0] = torch.nan
+    try:
+        match([request])
+    except NonFiniteCostError as error:
+        Path(folder, str(rank)).write_text(str(error))
+    dist.destroy_process_group()
+
+
+def test_all_processes_raise_together(tmp_path: Path) -> None:
+    """The second process has no object, hence no cost of its own."""
+    torch.multiprocessing.spawn(_raise_alike, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    assert "(images [70])" in (tmp_path / "0").read_text()
+    assert "(images of another process)" in (tmp_path / "1").read_text()
