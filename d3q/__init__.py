@@ -4,7 +4,7 @@ Source: Ye et al., Density-Aware DETR With Dynamic Query for End-to-End Tiny Obj
 """
 
 from d3q.density_branch import DensityBranch, count_objects
-from d3q.density_loss import DensityLoss, density_focal_loss, density_target
+from d3q.density_loss import DensityLoss, density_focal_loss, density_target, density_targets
 from d3q.dynamic_query import DensityBudget, query_count
 from d3q.tiny_box import LogSizeL1
 
@@ -16,5 +16,6 @@ __all__ = [
     "count_objects",
     "density_focal_loss",
     "density_target",
+    "density_targets",
     "query_count",
 ]

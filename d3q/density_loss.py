@@ -1,5 +1,6 @@
 """Boxes -> density target; focal-style density loss."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -38,54 +39,62 @@ def density_target(
     *,
     merge: Literal["max", "sum"] = "max",
 ) -> Tensor:
-    """Density map of one image: a Gaussian of mass one around each object's centre.
+    """Density map of one image, (N, 4) -> (H, W); see `density_targets`."""
+    return density_targets([boxes_xyxy], map_size, image_size, merge=merge)[0]
 
-    boxes_xyxy   (N, 4)  pixels
-    map_size     (H, W)  cells
-    image_size   (H, W)  pixels that the map covers, padding included
+
+def density_targets(
+    boxes_xyxy: Sequence[Tensor],
+    map_size: tuple[int, int],
+    image_size: tuple[int, int],
+    *,
+    merge: Literal["max", "sum"] = "max",
+) -> Tensor:
+    """Density maps of a batch: a Gaussian of mass one around each object's centre.
+
+    boxes_xyxy   per image (N, 4)  pixels
+    map_size     (H, W)     cells
+    image_size   (H, W)     pixels that the map covers, padding included
     merge        max: overlapping kernels by maximum, cropped at the border (published: mass is lost in crowds
                  and at borders); sum: added, and each kernel's mass inside the map scaled to one
-    returns      (H, W)  float32, objects per cell
+    returns      (B, H, W)  float32, objects per cell
 
     A kernel whose centre lies outside the map keeps the part that is inside.
     Source: Ye et al., D3Q, JSTARS 2025; kernel radius as in CornerNet with overlap 0.3, sigma = (2r+1)/6.
     """
     rows, columns = map_size
     ratio_y, ratio_x = rows / image_size[0], columns / image_size[1]
-    boxes = boxes_xyxy.float()
-    target = boxes.new_zeros(rows * columns)
-    centre_x = ((boxes[:, 0] + boxes[:, 2]) * ratio_x / 2).int()
-    centre_y = ((boxes[:, 1] + boxes[:, 3]) * ratio_y / 2).int()
-    sizes = (boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor([ratio_x, ratio_y])
-    radius = gaussian_radius(sizes[:, 1], sizes[:, 0]).int().clamp(min=1)
+    boxes = torch.cat(list(boxes_xyxy)).float()
+    x0, y0, x1, y1 = boxes.T.contiguous()
+    centre_x, centre_y = ((x0 + x1) * ratio_x / 2).int(), ((y0 + y1) * ratio_y / 2).int()
+    radius = gaussian_radius((y1 - y0) * ratio_y, (x1 - x0) * ratio_x).int().clamp(min=1)
+    first_row = torch.cat([torch.full((len(own),), i * rows, device=boxes.device) for i, own in enumerate(boxes_xyxy)])
+    target = boxes.new_zeros(len(boxes_xyxy) * rows * columns)
+    counts = sorted(Counter(radius.tolist()).items())  # sync
+    for (reach, _), own in zip(counts, radius.argsort().split([count for _, count in counts]), strict=True):
+        span = torch.arange(-reach, reach + 1, device=boxes.device)
+        x, y = centre_x[own, None] + span, centre_y[own, None] + span
+        inside = ((y >= 0) & (y < rows))[:, :, None] & ((x >= 0) & (x < columns))[:, None]
+        value = gaussian_kernel(reach, boxes.device) * inside
+        if merge == "sum":  # a kernel wholly outside has no mass to scale
+            value = torch.where(inside, value / value.sum((1, 2), keepdim=True), 0.0)
+        # A cell outside adds nothing to the cell that stands for it.
+        line = first_row[own, None] + y.clamp(0, rows - 1)
+        cell = (line * columns)[:, :, None] + x.clamp(0, columns - 1)[:, None]
+        if merge == "sum":
+            target.index_add_(0, cell.flatten(), value.flatten())
+        else:
+            target.scatter_reduce_(0, cell.flatten(), value.flatten(), "amax")
+    return target.view(-1, rows, columns)
 
-    owner, dx, dy = _kernel_cells(radius)
-    sigma = (2 * radius + 1).float() / 6
-    value = (-(dx * dx + dy * dy).float() / (2 * sigma[owner] ** 2)).exp()
-    value = torch.where(value < torch.finfo(torch.float32).eps, 0.0, value)
-    x, y = centre_x[owner] + dx, centre_y[owner] + dy
-    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
-    counted = inside if merge == "sum" else torch.ones_like(inside)
-    mass = boxes.new_zeros(len(boxes)).index_add(0, owner, value * counted)
-    value = (value / mass[owner])[inside]
-    cell = (y * columns + x)[inside].long()
-    if merge == "sum":
-        return target.index_add(0, cell, value).view(rows, columns)
-    return target.scatter_reduce(0, cell, value, "amax").view(rows, columns)
 
-
-def _kernel_cells(radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells of all square kernels, one after the other: owner (T,), dx (T,), dy (T,), T = sum of (2r+1)^2."""
-    side = (2 * radius + 1).long()
-    cells = side * side
-    owner = torch.repeat_interleave(torch.arange(len(radius), device=radius.device), cells)
-    position = torch.arange(len(owner), device=radius.device) - (cells.cumsum(0) - cells)[owner]
-    reach = radius[owner]
-    return (
-        owner,
-        (position % side[owner]) - reach,
-        torch.div(position, side[owner], rounding_mode="floor") - reach,
-    )
+def gaussian_kernel(radius: int, device: torch.device | None = None) -> Tensor:
+    """(2r+1, 2r+1) Gaussian of mass one with sigma = (2r+1)/6; below the float32 epsilon of its peak it is 0."""
+    square = torch.arange(-radius, radius + 1, device=device) ** 2
+    sigma = (2 * radius + 1) / 6
+    value = (-(square + square[:, None]).float() / (2 * sigma**2)).exp()
+    value = value.masked_fill(value < torch.finfo(torch.float32).eps, 0.0)
+    return value / value.sum()
 
 
 def density_focal_loss(density_map: Tensor, target: Tensor) -> Tensor:
@@ -123,12 +132,10 @@ class DensityLoss:
         density_map = aux["density_map"]
         rows, columns = density_map.shape[-2:]
         image_height, image_width = aux["padded_size"].tolist()
-        maps = [
-            density_target(t.boxes_xyxy, (rows, columns), (image_height, image_width), merge=self.merge)
-            for t in targets
-        ]
+        size = (image_height, image_width)
+        target = density_targets([t.boxes_xyxy for t in targets], (rows, columns), size, merge=self.merge)
         objects = sum(len(t.boxes_xyxy) for t in targets)
         divisor = max(objects, 1) + torch.finfo(torch.float32).eps
         with torch.autocast(density_map.device.type, enabled=False):
-            loss = density_focal_loss(density_map[:, 0], torch.stack(maps))
+            loss = density_focal_loss(density_map[:, 0], target)
         return {"density": self.weight * loss / divisor}

@@ -21,13 +21,15 @@ def log_size_l1(pred: Tensor, target: Tensor, *, target_eps: float = 0.0, log_si
     Differs from the reference: predicted sizes are clamped at 1e-12, where the reference turns infinite or NaN.
     Source: Ye et al., D3Q, JSTARS 2025, anchor-L1 loss.
     """
-    centre = (pred[..., :2] - target[..., :2]).abs().sum(-1)
-    target_size = target[..., 2:] + target_eps
+    x, y, width, height = pred.unbind(-1)
+    target_x, target_y, target_width, target_height = target.unbind(-1)
     if log_size is None:
-        log_ratio = (pred[..., 2:].clamp(min=SMALLEST_SIZE) / target_size).log()
+        wider = (width.clamp(min=SMALLEST_SIZE) / (target_width + target_eps)).log()
+        higher = (height.clamp(min=SMALLEST_SIZE) / (target_height + target_eps)).log()
     else:
-        log_ratio = log_size - target_size.log()
-    return centre + log_ratio.abs().sum(-1)
+        wider = log_size[..., 0] - (target_width + target_eps).log()
+        higher = log_size[..., 1] - (target_height + target_eps).log()
+    return (x - target_x).abs() + (y - target_y).abs() + (wider.abs() + higher.abs())
 
 
 class LogSizeL1:
@@ -53,5 +55,8 @@ class LogSizeL1:
         return log_size_l1(pred, target, target_eps=LOSS_TARGET_EPS, log_size=log_size)
 
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, 4), (M, 4) cxcywh -> (N, M). The matching cost; the published one adds no epsilon."""
-        return log_size_l1(pred[:, None], target[None])
+        """(N, 4), (M, 4) cxcywh -> (N, M). The matching cost; the published one adds no epsilon.
+
+        In memory the result lies row by row of the targets, as assignment wants it.
+        """
+        return log_size_l1(pred, target[:, None]).T

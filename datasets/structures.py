@@ -55,7 +55,8 @@ class Target:
     def boxes(self) -> Tensor:
         """(N, 4) float32 cxcywh in [0, 1], relative to the unpadded network input."""
         height, width = self.size
-        x0, y0, x1, y1 = (self.boxes_xyxy / self.boxes_xyxy.new_tensor([width, height, width, height])).unbind(-1)
+        factor = torch.tensor([width, height, width, height], dtype=self.boxes_xyxy.dtype)
+        x0, y0, x1, y1 = (self.boxes_xyxy / factor.to(self.boxes_xyxy.device, non_blocking=True)).unbind(-1)
         return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:

@@ -117,6 +117,7 @@ class Meter:
         self.start = time.perf_counter()
         self.steps = 0
         self.images = 0
+        self.objects = 0
         self.sums: dict[str, Tensor] = {}
 
     def add(
@@ -129,20 +130,20 @@ class Meter:
     ) -> None:
         self.steps += 1
         self.images += len(targets)
-        objects = sum(len(target.labels) for target in targets) / len(targets)
         values = {f"loss/{name}": value for name, value in losses.items()} | {
             "loss": total,
             "gradient_norm": gradient_norm,
             "queries_per_image": num_queries.float().mean(),
-            "objects_per_image": total.new_tensor(objects),
         }
+        self.objects += sum(len(target.labels) for target in targets)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
 
     def means(self) -> dict[str, float]:
+        sums = torch.stack(list(self.sums.values())).tolist()  # sync
         seconds = time.perf_counter() - self.start
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}  # sync
-        return means | {"images_per_second": self.images / seconds}
+        means = {name: value / self.steps for name, value in zip(self.sums, sums, strict=True)}
+        return means | {"objects_per_image": self.objects / self.images, "images_per_second": self.images / seconds}
 
 
 def report_step(logger: RunLogger, optimizer: torch.optim.Optimizer, meter: Meter, *, epoch: int, step: int) -> None:

@@ -78,7 +78,8 @@ class MSDeformAttn(nn.Module):
         centre = self._per_sample(reference_points[..., :2])
         offsets = offsets.flatten(3)  # all levels and points as one long axis: five times faster on a CPU
         if reference_points.shape[-1] == 2:
-            cells = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
+            cells = torch.tensor([(width, height) for height, width in spatial_shapes], dtype=offsets.dtype)
+            cells = cells.to(offsets.device, non_blocking=True)
             locations = torch.addcdiv(centre, offsets, self._per_sample(cells))
         else:
             half_box = reference_points[..., 2:] * 0.5

@@ -18,6 +18,7 @@ from models.dino import DINO
 from models.encoder import Encoder, EncoderLayer, Tokenizer
 from models.initialisation import initialise
 from models.matcher import HungarianMatcher
+from models.matching_cost import MatchingCost
 from models.neck import Neck
 from models.postprocess import PostProcess
 from models.proposals import FixedBudget, ProposalHead
@@ -176,7 +177,7 @@ def _build_set_loss(loss: SetLossConfig, config: Config) -> SetLoss:
     box_distance: BoxDistance = L1Distance()
     if criterion.box_distance == "log_size_l1":
         box_distance = LogSizeL1(form=config.fidelity.log_size_form)
-    matcher = HungarianMatcher(
+    cost = MatchingCost(
         classification=loss.classification,
         class_weight=loss.class_cost,
         box_weight=loss.box_weight,
@@ -184,7 +185,6 @@ def _build_set_loss(loss: SetLossConfig, config: Config) -> SetLoss:
         alpha=loss.alpha,
         gamma=loss.gamma,
         box_distance=box_distance,
-        drop_off_centre=criterion.drop_off_centre_matches,
     )
     return SetLoss(
         classification=loss.classification,
@@ -195,5 +195,5 @@ def _build_set_loss(loss: SetLossConfig, config: Config) -> SetLoss:
         alpha=loss.alpha,
         gamma=loss.gamma,
         box_distance=box_distance,
-        matcher=matcher,
+        matcher=HungarianMatcher(cost=cost, drop_off_centre=criterion.drop_off_centre_matches),
     )

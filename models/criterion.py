@@ -1,6 +1,6 @@
 """Losses of a detector's output: every decoder layer, the encoder's proposals, denoising queries, and aux."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.boxes import cxcywh_to_xyxy, generalized_iou, size_factor
-from models.matcher import Assignment, HungarianMatcher
+from models.matcher import HungarianMatcher, Matches, MatchRequest, match
 from models.structures import (
     AuxiliaryLoss,
     BoxDistance,
@@ -36,29 +36,36 @@ def sigmoid_focal_loss(logits: Tensor, one_hot: Tensor, *, alpha: float, gamma: 
 
 
 @dataclass(frozen=True)
+class BatchObjects:
+    """The M objects of all images, image after image."""
+
+    boxes: Tensor
+    """(M, 4) cxcywh in [0, 1]"""
+    labels: Tensor
+    """(M,) classes to learn"""
+    factors: Tensor
+    """(B, 4) pixels of a normalised box, per image"""
+
+    @classmethod
+    def of(cls, targets: Sequence[Target], labels: Sequence[Tensor]) -> "BatchObjects":
+        boxes = torch.cat([target.boxes for target in targets])
+        return cls(boxes, torch.cat(list(labels)), torch.stack([size_factor(t.size, boxes) for t in targets]))
+
+
+@dataclass(frozen=True)
 class MatchedSet:
-    """One layer's predictions with their assignments: what the losses are computed of."""
+    """Predictions of some layers with their objects: what the losses are computed of."""
 
-    name: str
-    """Prefix of the loss names"""
-    logits: Tensor
-    """(B, Q, K)"""
-    boxes_unact: Tensor
-    """(B, Q, 4) logits"""
-    padding_mask: Tensor
-    """(B, Q) bool; no classification loss there"""
-    assignments: Sequence[Assignment]
-    """One per image"""
-    targets: Sequence[Target]
-    """One per image"""
-    labels: Sequence[Tensor]
-    """Per image (N,): classes to learn"""
-    num_negatives: int
-    """Unmatched predictions that count in the normaliser"""
-
-    @property
-    def num_positives(self) -> int:
-        return sum(len(assignment.query) for assignment in self.assignments)
+    prefix: str
+    """Of the loss names"""
+    predictions: LayerPredictions
+    """No classification loss in their padding"""
+    matches: Matches
+    """Predictions with an object"""
+    objects: BatchObjects
+    """What the matches point to"""
+    negatives: Tensor
+    """(layers, B) int64 on the host: predictions without an object that count in the normaliser"""
 
 
 class SetLoss:
@@ -91,56 +98,42 @@ class SetLoss:
         self.box_distance = box_distance
         self.matcher = matcher
 
-    def match(
-        self, logits: Tensor, boxes: Tensor, padding_mask: Tensor, targets: Sequence[Target], labels: Sequence[Tensor]
-    ) -> list[Assignment]:
-        """(B, Q, K), (B, Q, 4), (B, Q) -> one assignment per image; padding rows are never matched."""
-        counts = (~padding_mask).sum(1).tolist()  # sync
-        return [
-            self.matcher(logits[i, :count], boxes[i, :count], target, label)
-            for i, (count, target, label) in enumerate(zip(counts, targets, labels, strict=True))
-        ]
+    def normalisers(self, matched: MatchedSet) -> Tensor:
+        """(2, layers, B) float64 on the host: of the classification loss, and of the box losses."""
+        positives = matched.matches.positives.double()
+        return torch.stack([positives + self.no_object_weight * matched.negatives, positives])
 
-    def normalisers(self, matched: MatchedSet) -> tuple[float, float]:
-        """Of the classification loss, and of the box losses."""
-        positives = matched.num_positives
-        return positives + self.no_object_weight * matched.num_negatives, positives
-
-    def __call__(self, matched: MatchedSet, normalisers: Tensor) -> dict[str, Tensor]:
-        """-> {name + "class" | "box" | "giou"}: scalars."""
-        class_normaliser, box_normaliser = normalisers.clamp(min=1) + NORMALISER_EPS
-        image = torch.cat([torch.full_like(a.query, i) for i, a in enumerate(matched.assignments)])
-        query = torch.cat([a.query for a in matched.assignments])
-        pairs = list(zip(matched.assignments, matched.targets, strict=True))
-        true_boxes = torch.cat([target.boxes[a.target] for a, target in pairs])
-        factor = torch.stack([size_factor(target.size, true_boxes) for _, target in pairs])[image]
-        true_labels = torch.cat([label[a.target] for a, label in zip(matched.assignments, matched.labels, strict=True)])
-
-        class_loss = self._class_loss(matched, image, query, true_labels)
-        boxes_unact = matched.boxes_unact[image, query]
+    def __call__(self, matched: MatchedSet) -> dict[str, Tensor]:
+        """-> class, box, giou: (layers, B) sums, not normalised."""
+        at = (matched.matches.layer, matched.matches.image, matched.matches.query)
+        true_boxes = matched.objects.boxes[matched.matches.target]
+        factor = matched.objects.factors[matched.matches.image]
+        boxes_unact = matched.predictions.boxes_unact[at]
         boxes = boxes_unact.sigmoid()
         distance = self.box_distance.aligned(boxes, true_boxes, boxes_unact)
         giou = generalized_iou(cxcywh_to_xyxy(boxes) * factor, cxcywh_to_xyxy(true_boxes) * factor)
+        nothing = distance.new_zeros(matched.predictions.logits.shape[:3])
         return {
-            f"{matched.name}class": self.class_weight * class_loss / class_normaliser,
-            f"{matched.name}box": self.box_weight * distance.sum() / box_normaliser,
-            f"{matched.name}giou": self.giou_weight * (1 - giou).sum() / box_normaliser,
+            "class": self.class_weight * self._class_loss(matched, at),
+            "box": self.box_weight * nothing.index_put(at, distance).sum(-1),
+            "giou": self.giou_weight * nothing.index_put(at, 1 - giou).sum(-1),
         }
 
-    def _class_loss(self, matched: MatchedSet, image: Tensor, query: Tensor, true_labels: Tensor) -> Tensor:
-        logits = matched.logits
+    def _class_loss(self, matched: MatchedSet, at: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        logits = matched.predictions.logits
+        true_labels = matched.objects.labels[matched.matches.target]
         if self.classification == "softmax":
             no_object = logits.shape[-1] - 1
-            labels = torch.full(logits.shape[:2], no_object, device=logits.device)
-            labels[image, query] = true_labels
+            labels = torch.full(logits.shape[:3], no_object, device=logits.device).index_put(at, true_labels)
             class_weights = logits.new_ones(no_object + 1)
             class_weights[-1] = self.no_object_weight
-            rows = F.cross_entropy(logits.transpose(1, 2), labels, weight=class_weights, reduction="none")
+            rows = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight=class_weights, reduction="none")
+            rows = rows.view(labels.shape)
         else:
             one_hot = torch.zeros_like(logits)
-            one_hot[image, query, true_labels] = 1
+            one_hot[(*at, true_labels)] = 1
             rows = sigmoid_focal_loss(logits, one_hot, alpha=self.alpha, gamma=self.gamma)
-        return rows.masked_fill(matched.padding_mask, 0.0).sum()
+        return rows.masked_fill(matched.predictions.padding_mask, 0.0).sum(-1)
 
 
 class Criterion:
@@ -175,106 +168,96 @@ class Criterion:
 
         Everything is float32, autocast or not. Raises NonFiniteCostError.
         """
-        boxes_unact = output.queries.boxes_unact
-        with torch.autocast(boxes_unact.device.type, enabled=False):
+        losses: dict[str, Tensor] = {}
+        with torch.autocast(output.num_queries.device.type, enabled=False):
             work = self._matched_sets(output, targets)
-            normalisers = _mean_over_processes(
-                boxes_unact.new_tensor([loss.normalisers(matched) for loss, matched in work])
-            )
-            losses: dict[str, Tensor] = {}
-            for (loss, matched), normaliser in zip(work, normalisers, strict=True):
-                share = 1 / len(targets) if self._per_image(loss) else 1.0
-                for name, value in loss(matched, normaliser).items():
-                    losses[name] = losses.get(name, 0.0) + share * value
+            for (loss, matched), normaliser in zip(work, self._normalisers(work), strict=True):
+                losses |= _by_layer(matched.prefix, loss(matched), normaliser)
             for auxiliary_loss in self.auxiliary_losses:
                 losses |= auxiliary_loss(output.aux, targets)
         return losses
 
-    def _per_image(self, loss: SetLoss) -> bool:
-        return loss is self.decoder and self.decoder_normalizer == "image"
+    def match(self, output: DetectorOutput, targets: Sequence[Target]) -> list[Matches]:
+        """Of the decoder layers, and of the encoder. Raises NonFiniteCostError."""
+        requests = []
+        for loss, predictions, labels in (
+            (self.decoder, output.queries, [target.labels for target in targets]),
+            (self.encoder, self._proposals(output), self._proposal_labels(targets)),
+        ):
+            logits, boxes = predictions.logits.detach(), predictions.boxes_unact.detach().sigmoid()
+            requests.append(MatchRequest(loss.matcher, logits, boxes, predictions.counts, targets, labels))
+        return match(requests)
+
+    def _proposals(self, output: DetectorOutput) -> LayerPredictions:
+        return output.proposals if self.encoder_tokens == "all" else output.selected
+
+    def _proposal_labels(self, targets: Sequence[Target]) -> list[Tensor]:
+        labels = [target.labels for target in targets]
+        return [torch.zeros_like(label) for label in labels] if self.class_agnostic else labels
 
     def _matched_sets(self, output: DetectorOutput, targets: Sequence[Target]) -> list[tuple[SetLoss, MatchedSet]]:
-        true_labels = [target.labels for target in targets]
+        objects = BatchObjects.of(targets, [target.labels for target in targets])
+        proposed = replace(objects, labels=torch.cat(self._proposal_labels(targets)))
+        decoder, encoder = self.match(output, targets)
         work = [
-            (self.decoder, part)
-            for matched in self._match(self.decoder, output.queries, targets, true_labels, prefix="")
-            for part in (_split_images(matched) if self.decoder_normalizer == "image" else [matched])
+            (self.decoder, _matched_set("", output.queries, decoder, objects)),
+            (self.encoder, _matched_set("encoder.", self._proposals(output), encoder, proposed)),
         ]
-        labels = [torch.zeros_like(label) for label in true_labels] if self.class_agnostic else true_labels
-        proposals = output.proposals if self.encoder_tokens == "all" else output.selected
-        sets = self._match(self.encoder, proposals, targets, labels, prefix="encoder.")
-        work += [(self.encoder, matched) for matched in sets]
         if output.denoising is not None and output.denoising_queries is not None:
-            sets = _denoising_sets(output.denoising, output.denoising_queries, targets)
-            work += [(self.decoder, matched) for matched in sets]
+            denoising = _denoising_set(output.denoising, output.denoising_queries, targets, objects)
+            work.append((self.decoder, denoising))
         return work
 
-    @staticmethod
-    def _match(
-        loss: SetLoss,
-        predictions: LayerPredictions,
-        targets: Sequence[Target],
-        labels: Sequence[Tensor],
-        *,
-        prefix: str,
-    ) -> list[MatchedSet]:
-        mask = predictions.padding_mask
-        sets = []
-        for name, logits, boxes_unact in _layers(predictions, prefix):
-            assignments = loss.match(logits.detach(), boxes_unact.detach().sigmoid(), mask, targets, labels)
-            matched = sum(len(assignment.query) for assignment in assignments)
-            negatives = int((~mask).sum()) - matched  # sync
-            sets.append(MatchedSet(name, logits, boxes_unact, mask, assignments, targets, labels, negatives))
-        return sets
+    def _normalisers(self, work: Sequence[tuple[SetLoss, MatchedSet]]) -> Iterator[Tensor]:
+        """Per set (2, layers, B), or (2, layers, 1) for the whole batch; means over the processes, at least one."""
+        counts = []
+        for loss, matched in work:
+            own = loss.normalisers(matched)
+            per_image = loss is self.decoder and self.decoder_normalizer == "image"
+            counts.append(own if per_image else own.sum(-1, keepdim=True))
+        device = work[0][1].predictions.logits.device
+        flat = torch.cat([count.flatten() for count in counts]).float().to(device, non_blocking=True)
+        means = _mean_over_processes(flat).clamp(min=1) + NORMALISER_EPS
+        parts = means.split([count.numel() for count in counts])
+        return (part.view(count.shape) for part, count in zip(parts, counts, strict=True))
 
 
-def _layers(predictions: LayerPredictions, prefix: str) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, class logits, box logits) per layer; the last layer has no name of its own."""
-    last = len(predictions.logits) - 1
-    return [
-        (prefix if i == last else f"{prefix}layer{i}.", logits, boxes_unact)
-        for i, (logits, boxes_unact) in enumerate(zip(predictions.logits, predictions.boxes_unact, strict=True))
-    ]
+def _by_layer(prefix: str, sums: dict[str, Tensor], normalisers: Tensor) -> dict[str, Tensor]:
+    """(layers, B) sums -> scalars per layer; the last layer has no name of its own."""
+    of_classes, of_boxes = normalisers
+    means = {}
+    for kind, values in sums.items():
+        normaliser = of_classes if kind == "class" else of_boxes
+        values = values if normaliser.shape == values.shape else values.sum(1, keepdim=True)
+        means[kind] = (values / normaliser).mean(1).unbind()
+    last = len(normalisers[0]) - 1
+    names = [prefix if layer == last else f"{prefix}layer{layer}." for layer in range(last + 1)]
+    return {f"{name}{kind}": mean[layer] for layer, name in enumerate(names) for kind, mean in means.items()}
 
 
-def _split_images(matched: MatchedSet) -> list[MatchedSet]:
-    """One set per image."""
-    parts = []
-    for i, assignment in enumerate(matched.assignments):
-        image = slice(i, i + 1)
-        mask = matched.padding_mask[image]
-        parts.append(
-            replace(
-                matched,
-                logits=matched.logits[image],
-                boxes_unact=matched.boxes_unact[image],
-                padding_mask=mask,
-                assignments=[assignment],
-                targets=matched.targets[image],
-                labels=matched.labels[image],
-                num_negatives=int((~mask).sum()) - len(assignment.query),  # sync
-            )
-        )
-    return parts
+def _matched_set(prefix: str, predictions: LayerPredictions, matches: Matches, objects: BatchObjects) -> MatchedSet:
+    negatives = torch.tensor(predictions.counts) - matches.positives
+    return MatchedSet(prefix, predictions, matches, objects, negatives)
 
 
-def _denoising_sets(
-    predictions: LayerPredictions, queries: DenoisingQueries, targets: Sequence[Target]
-) -> list[MatchedSet]:
+def _denoising_set(
+    predictions: LayerPredictions, queries: DenoisingQueries, targets: Sequence[Target], objects: BatchObjects
+) -> MatchedSet:
     """Denoising queries know their objects: the positive slots. Empty slots learn "no object" (published)."""
-    device = predictions.boxes_unact.device
+    device = objects.boxes.device
+    layers, first = len(predictions.logits), 0
     groups = torch.arange(queries.num_groups, device=device)[:, None] * queries.group_size
-    assignments = []
-    for objects in queries.objects:
-        slots = groups + torch.arange(len(objects), device=device)
-        assignments.append(Assignment(slots.flatten(), objects.repeat(queries.num_groups)))
-    labels = [target.labels for target in targets]
-    negatives = sum(len(assignment.query) for assignment in assignments)
-    nothing_padded = torch.zeros_like(predictions.padding_mask)
-    return [
-        MatchedSet(name, logits, boxes_unact, nothing_padded, assignments, targets, labels, negatives)
-        for name, logits, boxes_unact in _layers(predictions, "denoising.")
-    ]
+    images, slots, rows = [], [], []
+    for number, (target, noised) in enumerate(zip(targets, queries.objects, strict=True)):
+        slots.append((groups + torch.arange(len(noised), device=device)).flatten())
+        rows.append(noised.repeat(queries.num_groups) + first)
+        images.append(torch.full_like(rows[-1], number))
+        first += len(target.labels)
+    image, query, row = (torch.cat(part).repeat(layers) for part in (images, slots, rows))
+    pairs = torch.tensor([len(slot) for slot in slots]).expand(layers, -1)
+    layer = torch.arange(layers, device=device)[:, None].expand(-1, len(row) // layers).flatten()
+    shown = replace(predictions, padding_mask=torch.zeros_like(predictions.padding_mask))
+    return MatchedSet("denoising.", shown, Matches(layer, image, query, row, pairs), objects, negatives=pairs)
 
 
 def _mean_over_processes(values: Tensor) -> Tensor:

@@ -84,10 +84,10 @@ class DeformableDETR(nn.Module):
 
         boxes = queries.boxes_unact.detach().sigmoid()
         content, position = self.query_maker(boxes)
-        attention_mask = query_attention_mask(queries.padding_mask)
+        attention_mask = query_attention_mask(queries)
         logits, boxes_unact = self.decoder(content, position, boxes, Memory(memory, features), attention_mask)
         return DetectorOutput(
-            queries=LayerPredictions(logits, boxes_unact, queries.padding_mask),
+            queries=LayerPredictions(logits, boxes_unact, queries.padding_mask, queries.counts),
             num_queries=num_queries,
             proposals=proposals.as_predictions(),
             selected=queries.as_predictions(),

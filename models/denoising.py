@@ -76,9 +76,8 @@ class Denoising(nn.Module):
 
         slots = 2 * most * groups
         index = self._slot_index(counts, most, groups, labels.device)
-        image = torch.repeat_interleave(
-            torch.arange(len(counts), device=labels.device), torch.tensor(counts, device=labels.device)
-        ).repeat(2 * groups)
+        images = [torch.full((count,), i, device=labels.device) for i, count in enumerate(counts)]
+        image = torch.cat(images).repeat(2 * groups)
         padded_content = content.new_zeros(len(targets), slots, content.shape[-1])
         padded_boxes = boxes_unact.new_zeros(len(targets), slots, 4)
         padding_mask = torch.ones(len(targets), slots, dtype=torch.bool, device=labels.device)
@@ -110,8 +109,11 @@ class Denoising(nn.Module):
         )
 
     def _flip(self, labels: Tensor, draws: NoiseDraws) -> Tensor:
-        flipped = (draws.label_flip < self.label_noise * 0.5).nonzero().flatten()  # sync
-        return labels.scatter(0, flipped, draws.new_labels)
+        if len(draws.new_labels) == 0:
+            return labels
+        flipped = draws.label_flip < self.label_noise * 0.5
+        number = flipped.cumsum(0) - 1  # of the flipped label: which of the new ones it gets
+        return torch.where(flipped, draws.new_labels[number.clamp(min=0)], labels)
 
     def _shift(self, boxes: Tensor, negative: Tensor, draws: NoiseDraws) -> Tensor:
         """Corners move by up to half a side (positives), or by half a side to a whole one (negatives)."""

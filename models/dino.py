@@ -77,7 +77,7 @@ class DINO(nn.Module):
         batch, most = queries.index.shape
         content = self.content_queries.weight[:most].expand(batch, -1, -1)
         boxes = queries.boxes_unact.detach().sigmoid()
-        attention_mask = query_attention_mask(queries.padding_mask)
+        attention_mask = query_attention_mask(queries)
         denoising = None
         if self.denoising is not None and targets is not None:
             denoising = self.denoising(targets, noise)
@@ -89,9 +89,13 @@ class DINO(nn.Module):
         front, denoised = 0, None
         if denoising is not None:
             front = denoising.content.shape[1]
-            denoised = LayerPredictions(logits[:, :, :front], boxes_unact[:, :, :front], denoising.padding_mask)
+            denoised = LayerPredictions(
+                logits[:, :, :front], boxes_unact[:, :, :front], denoising.padding_mask, (front,) * batch
+            )
         return DetectorOutput(
-            queries=LayerPredictions(logits[:, :, front:], boxes_unact[:, :, front:], queries.padding_mask),
+            queries=LayerPredictions(
+                logits[:, :, front:], boxes_unact[:, :, front:], queries.padding_mask, queries.counts
+            ),
             num_queries=num_queries,
             proposals=proposals.as_predictions(),
             selected=queries.as_predictions(),

@@ -33,9 +33,8 @@ class PostProcess:
         sizes            (H, W) of the unpadded network input of each image
         original_sizes   (H, W) of each file
         """
-        counts = output.num_queries.tolist()  # sync
         detections = []
-        for i, count in enumerate(counts):
+        for i, count in enumerate(output.queries.counts):
             logits = output.queries.logits[-1, i, :count].float()
             scores, labels, query = self._rank(logits)
             factor = size_factor(sizes[i], scores)

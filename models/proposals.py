@@ -99,13 +99,15 @@ def select_queries(proposals: ProposalSet, num_queries: Tensor, *, class_agnosti
     class_agnostic   rank by the first class channel instead of the best class
     """
     scores = proposals.logits[..., 0] if class_agnostic else proposals.logits.max(-1).values
-    most = int(num_queries.max())  # sync
+    counts = tuple(num_queries.tolist())  # sync
+    most = max(counts)
     index = scores.topk(most, dim=1).indices
     return SelectedProposals(
         index=index,
         logits=take_rows(proposals.logits, index),
         boxes_unact=take_rows(proposals.boxes_unact, index),
         padding_mask=torch.arange(most, device=index.device) >= num_queries[:, None],
+        counts=counts,
     )
 
 
@@ -122,8 +124,8 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))
 
 
-def query_attention_mask(padding_mask: Tensor) -> Tensor | None:
-    """(B, Q) bool -> (B, Q, Q) bool, True = blocked: nobody attends to padding. None where there is none."""
-    if not bool(padding_mask.any()):  # sync
+def query_attention_mask(queries: SelectedProposals) -> Tensor | None:
+    """(B, Q, Q) bool, True = blocked: nobody attends to padding. None where there is none."""
+    if len(set(queries.counts)) <= 1:
         return None
-    return padding_mask[:, None, :].expand(-1, padding_mask.shape[1], -1)
+    return queries.padding_mask[:, None, :].expand(-1, queries.padding_mask.shape[1], -1)

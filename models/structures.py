@@ -28,6 +28,10 @@ class Target(Protocol):
     def size(self) -> tuple[int, int]:
         """(H, W) of the unpadded network input."""
 
+    @property
+    def image_id(self) -> int:
+        """The data set's own number of the image, for messages."""
+
 
 class QueryBudget(Protocol):
     """How MANY queries an image gets; the detector still decides WHICH."""
@@ -43,7 +47,7 @@ class BoxDistance(Protocol):
         """(N, 4), (N, 4) cxcywh -> (N,); pred_unact (N, 4) are the logits of pred."""
 
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, 4), (M, 4) cxcywh -> (N, M)."""
+        """(N, 4), (M, 4) cxcywh -> (N, M); best in memory row by row of the targets."""
 
 
 class AuxiliaryLoss(Protocol):
@@ -79,6 +83,8 @@ class LayerPredictions:
     """(layers, B, Q, 4) cxcywh logits"""
     padding_mask: Tensor
     """(B, Q) bool"""
+    counts: tuple[int, ...]
+    """Per image, on the host: how many of the first rows take part in matching and losses"""
 
     @cached_property
     def boxes(self) -> Tensor:
@@ -110,7 +116,8 @@ class ProposalSet:
     def as_predictions(self) -> LayerPredictions:
         """Every token as a prediction, padding included (published)."""
         nothing_padded = torch.zeros_like(self.padding_mask)
-        return LayerPredictions(self.logits[None], self.boxes_unact[None], nothing_padded)
+        images, tokens = self.padding_mask.shape
+        return LayerPredictions(self.logits[None], self.boxes_unact[None], nothing_padded, (tokens,) * images)
 
 
 @dataclass(frozen=True)
@@ -125,10 +132,12 @@ class SelectedProposals:
     """(B, Q, 4) cxcywh logits"""
     padding_mask: Tensor
     """(B, Q) bool, True beyond an image's own query count"""
+    counts: tuple[int, ...]
+    """The query count of each image, on the host"""
 
     def as_predictions(self) -> LayerPredictions:
         """The selected proposals as predictions of the encoder."""
-        return LayerPredictions(self.logits[None], self.boxes_unact[None], self.padding_mask)
+        return LayerPredictions(self.logits[None], self.boxes_unact[None], self.padding_mask, self.counts)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class GoldenTarget:
     boxes_xyxy: Tensor
     labels: Tensor
     size: tuple[int, int]
+    image_id: int = 0
 
     @property
     def boxes(self) -> Tensor:

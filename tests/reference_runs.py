@@ -2,9 +2,12 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from reference_goldens import Golden, GoldenTarget, config_of, detector_of, load_golden, padding_of
@@ -13,7 +16,8 @@ from torch import Tensor, nn
 from configs.schema import Config
 from models.build import build_criterion, build_postprocess
 from models.denoising import NoiseDraws
-from models.matcher import Assignment, HungarianMatcher
+from models.matcher import Matches, MatchRequest, match
+from models.matching_cost import ImageCosts, MatchingCost
 from models.proposals import anchor_boxes_unact, select_queries
 from models.structures import DenoisingQueries, Detections, DetectorOutput, ProposalSet
 
@@ -33,16 +37,19 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Matching:
-    """One call of a matcher."""
+    """Costs and pairs of one image in one layer."""
 
     cost: Tensor
     """(Q, N)"""
-    assignment: Assignment
+    query: Tensor
+    """(n,) rows"""
+    target: Tensor
+    """(n,) columns"""
 
     def vector(self) -> Tensor:
         """(Q,) matched object + 1, 0 where there is none: the recorded form."""
         matched = torch.zeros(len(self.cost), dtype=torch.int64)
-        matched[self.assignment.query] = self.assignment.target + 1
+        matched[self.query] = self.target + 1
         return matched
 
     def total(self, vector: Tensor) -> float:
@@ -64,30 +71,23 @@ class Training:
     gradients: dict[str, Tensor]
 
 
-class RecordingMatcher:
-    """A matcher that keeps the cost and the result of every call."""
-
-    def __init__(self, matcher: HungarianMatcher) -> None:
-        self.matcher = matcher
-        self.calls: list[Matching] = []
-
-    def __call__(self, logits: Tensor, boxes: Tensor, target: GoldenTarget, labels: Tensor) -> Assignment:
-        assignment = self.matcher(logits, boxes, target, labels)
-        self.calls.append(Matching(matching_cost(self.matcher, logits, boxes, target, labels), assignment))
-        return assignment
+def matchings_of(request: MatchRequest, matches: Matches) -> list[Matching]:
+    """What was matched with what at which cost: layer by layer, images inside."""
+    first = [0, *accumulate(len(labels) for labels in request.labels)]
+    found = []
+    for layer, image in product(range(len(request.logits)), range(len(request.targets))):
+        count, target, labels = request.counts[image], request.targets[image], request.labels[image]
+        logits, boxes = request.logits[layer, image, :count], request.boxes[layer, image, :count]
+        here = (matches.layer == layer) & (matches.image == image)
+        cost = matching_cost(request.matcher.cost, logits, boxes, target, labels)
+        found.append(Matching(cost, matches.query[here], matches.target[here] - first[image]))
+    return found
 
 
 @torch.no_grad()
-def matching_cost(
-    matcher: HungarianMatcher, logits: Tensor, boxes: Tensor, target: GoldenTarget, labels: Tensor
-) -> Tensor:
+def matching_cost(cost: MatchingCost, logits: Tensor, boxes: Tensor, target: GoldenTarget, labels: Tensor) -> Tensor:
     """(Q, N) cost of each pair, as the matcher sees it."""
-    if not len(labels):
-        return torch.zeros(len(boxes), 0)
-    height, width = target.size
-    half = boxes[:, 2:] / 2
-    pixels = torch.cat([boxes[:, :2] - half, boxes[:, :2] + half], dim=1) * boxes.new_tensor([width, height] * 2)
-    return matcher._cost(logits, pixels, target, labels)
+    return ImageCosts(cost, logits[None], boxes[None], target, labels).of(torch.arange(len(labels)))[:, 0].T
 
 
 def image_sizes(golden: Golden) -> list[tuple[int, int]]:
@@ -164,17 +164,23 @@ def train_step(path: Path, *, without: tuple[int, ...] = (), seed: int | None = 
         torch.manual_seed(seed)
     output = forward(detector.train(), golden["in/images"], targets, noise)
     criterion = build_criterion(config)
-    recorders = [RecordingMatcher(criterion.decoder.matcher), RecordingMatcher(criterion.encoder.matcher)]
-    criterion.decoder.matcher, criterion.encoder.matcher = recorders
-    losses = criterion(output, targets)
+    matchings: list[list[Matching]] = []
+
+    def recording_match(requests: Sequence[MatchRequest]) -> list[Matches]:
+        matches = match(requests)
+        matchings.extend(map(matchings_of, requests, matches))
+        return matches
+
+    with patch("models.criterion.match", recording_match):
+        losses = criterion(output, targets)
     detector.zero_grad(set_to_none=True)
     torch.stack(list(losses.values())).sum().backward()
     gradients = {name: p.grad.clone() for name, p in detector.named_parameters() if p.grad is not None}
     return Training(
         output=replace(output, aux={name: value.detach() for name, value in output.aux.items()}),
         losses={name: value.detach() for name, value in losses.items()},
-        decoder_matchings=recorders[0].calls,
-        encoder_matchings=recorders[1].calls,
+        decoder_matchings=matchings[0],
+        encoder_matchings=matchings[1],
         gradients=gradients,
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from reference_goldens import Golden, GoldenTarget, assert_close, note_deviation
-from reference_runs import Matching, matching_cost
+from reference_runs import matchings_of
 from torch import Tensor
 
 from d3q import LogSizeL1, density_focal_loss, density_target
@@ -15,7 +15,8 @@ from d3q.density_loss import gaussian_radius
 from models.boxes import L1Distance, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
 from models.criterion import sigmoid_focal_loss
 from models.denoising import Denoising, NoiseDraws, denoising_attention_mask
-from models.matcher import HungarianMatcher, focal_class_cost, softmax_class_cost
+from models.matcher import HungarianMatcher, MatchRequest, match
+from models.matching_cost import MatchingCost, focal_class_cost, softmax_class_cost
 from models.position_encoding import encode_boxes, encode_map
 from ops import ms_deform_attn
 from ops.embedding_bag import ms_deform_attn_embedding_bag
@@ -185,8 +186,8 @@ def _match(golden: Golden, case: str) -> None:
     logits = {"softmax": golden[f"{prefix}/logits9"], "focal": golden[f"{prefix}/logits8"]}
     boxes, objects = xyxy_to_cxcywh(pixels) / factor, xyxy_to_cxcywh(target.boxes_xyxy) / factor
     costs = {
-        "FocalLossCost": focal_class_cost(logits["focal"], target.labels, **FOCAL),
-        "ClassificationCost": softmax_class_cost(logits["softmax"], target.labels),
+        "FocalLossCost": focal_class_cost(logits["focal"], **FOCAL)[:, target.labels],
+        "ClassificationCost": softmax_class_cost(logits["softmax"])[:, target.labels],
         "TinyBBoxL1Cost": LogSizeL1().pairwise(boxes, objects),
         "BBoxL1Cost": L1Distance().pairwise(boxes, objects),
         "IoUCost_giou": -generalized_iou(pixels[:, None], target.boxes_xyxy[None]),
@@ -201,12 +202,15 @@ def _match(golden: Golden, case: str) -> None:
 
 def _assignment(golden: Golden, key: str, logits: dict[str, Tensor], boxes: Tensor, target: GoldenTarget) -> None:
     classification, class_weight, box_weight, distance, drop = MATCHERS[key.split("/")[-2]]
-    matcher = HungarianMatcher(
+    cost = MatchingCost(
         classification=classification, class_weight=class_weight, box_weight=box_weight, giou_weight=2.0,
-        box_distance=distance, drop_off_centre=drop, **FOCAL,
+        box_distance=distance, **FOCAL,
     )  # fmt: skip
-    assignment = matcher(logits[classification], boxes, target, target.labels)
-    matching = Matching(matching_cost(matcher, logits[classification], boxes, target, target.labels), assignment)
+    request = MatchRequest(
+        HungarianMatcher(cost=cost, drop_off_centre=drop), logits[classification][None, None], boxes[None, None],
+        [len(boxes)], [target], [target.labels],
+    )  # fmt: skip
+    (matching,) = matchings_of(request, *match([request]))
     ours, recorded = matching.vector(), golden[key].long()
     differing = int((ours != recorded).sum())
     note_deviation(golden, "match rows assigned differently", differing, 0)
@@ -217,7 +221,7 @@ def _assignment(golden: Golden, key: str, logits: dict[str, Tensor], boxes: Tens
         assert abs(totals[0] - totals[1]) <= 1e-6 * abs(totals[1]), f"{key}: total cost {totals}"
         return
     labels = golden[key.replace("gt_inds", "labels")]
-    assert torch.equal(labels[assignment.query], target.labels[assignment.target]), f"{key}: labels differ"
+    assert torch.equal(labels[matching.query], target.labels[matching.target]), f"{key}: labels differ"
 
 
 def _cdn(golden: Golden, case: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from d3q import DensityLoss, density_focal_loss, density_target
+from d3q import DensityLoss, density_focal_loss, density_target, density_targets
+from scripts.benchmarks.targets import target_by_loop
 
 SIZE = (800, 640)
 CELLS = (200, 160)
@@ -59,6 +60,23 @@ def test_a_kernel_beyond_the_map_counts_for_nothing() -> None:
     boxes = torch.tensor([[2000.0, 100.0, 2010.0, 110.0], [-50.0, 100.0, -40.0, 110.0]])
     for merge in ("max", "sum"):
         assert float(density_target(boxes, CELLS, SIZE, merge=merge).sum()) == 0
+
+
+def test_it_is_the_loop_over_objects() -> None:
+    """The loop needs centres inside the map; kernels of many sizes, some cut off by the border."""
+    boxes = random_boxes(300).clamp(min=0)
+    expected = target_by_loop(boxes, CELLS, SIZE)
+    assert len(expected[expected > 0].unique()) > 20  # several radii
+    torch.testing.assert_close(density_target(boxes, CELLS, SIZE), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("merge", ["max", "sum"])
+def test_a_batch_is_its_images(merge: str) -> None:
+    boxes = [random_boxes(count, seed=count, crowded=True) for count in (40, 0, 1, 300)]
+    together = density_targets(boxes, CELLS, SIZE, merge=merge)
+    for own, target in zip(boxes, together, strict=True):
+        torch.testing.assert_close(target, density_target(own, CELLS, SIZE, merge=merge), rtol=1e-6, atol=1e-7)
+    assert float(together[1].sum()) == 0
 
 
 def test_the_loss_is_zero_at_its_target_and_positive_elsewhere() -> None:

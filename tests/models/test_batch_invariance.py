@@ -177,8 +177,8 @@ def sums_of(case: Case, parts: Sequence[slice]) -> tuple[dict[str, float], Tenso
 def plain_losses(criterion: Criterion, output: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
     losses: dict[str, Tensor] = {}
     for loss, matched in criterion._matched_sets(output, targets):
-        for key, value in loss(matched, torch.ones(2)).items():
-            losses[key] = losses.get(key, 0.0) + value
+        for kind, sums in loss(matched).items():
+            losses |= {f"{matched.prefix}layer{layer}.{kind}": value for layer, value in enumerate(sums.sum(1))}
     objects = max(sum(len(target.labels) for target in targets), 1)
     for auxiliary_loss in criterion.auxiliary_losses:
         losses |= {key: value * objects for key, value in auxiliary_loss(output.aux, targets).items()}

@@ -81,10 +81,12 @@ def decoder_losses(
     leaf = images.clone().requires_grad_()
     output = detector(leaf, mask)
     criterion = build_criterion(config)
-    losses = {}
-    parts = [matched for loss, matched in criterion._matched_sets(output, targets) if loss is criterion.decoder]
-    for matched in parts[image :: len(targets)]:
-        losses |= criterion.decoder(matched, torch.ones(2))
+    _, matched = criterion._matched_sets(output, targets)[0]
+    losses = {
+        f"layer{layer}.{kind}": value
+        for kind, sums in criterion.decoder(matched).items()
+        for layer, value in enumerate(sums[:, image])
+    }
     (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaf)
     return {name: value.detach() for name, value in losses.items()}, gradient, output
 
