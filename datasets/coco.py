@@ -111,7 +111,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return read_image(self.path(index), size=(height, width), entry=entry)
 
     def path(self, index: int) -> Path:
-        return self.images_root / str(self.table.file_names[self._positions[index]])
+        return self.images_root / self.table.file_names[int(self._positions[index])]
 
     def ground_truth(self, index: int) -> GroundTruth:
         """The image's objects as in the file: nothing clipped, nothing dropped but what `skipped` counts."""
