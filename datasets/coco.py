@@ -54,7 +54,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
         self.table = read_annotations(annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training)
         self.skipped = self.table.skipped
-        self._corners, self._usable, self.dropped = self._find_usable()
+        self._usable, self.dropped = self._find_usable()
         usable_before = np.concatenate([[0], np.cumsum(self._usable)])
         usable_per_image = np.diff(usable_before[self.table.first_object])
         if training and not self._usable.any():
@@ -86,7 +86,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         image_id = int(self.table.image_ids[position])
         sample = Sample(
             image=self.read_image(index),
-            boxes=torch.from_numpy(self._corners[usable].astype(np.float32)),
+            boxes=torch.from_numpy(self._corners(position, usable).astype(np.float32)),
             labels=torch.from_numpy(self.table.labels[usable]),
         )
         sample = self.transforms(sample, np.random.default_rng((self.seed, epoch, image_id)))
@@ -148,7 +148,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def statistics(self) -> DatasetStatistics:
         """Counts and sizes of the usable objects, clipped, before any transform."""
-        corners = self._corners[self._usable]
+        owner = np.repeat(np.arange(len(self.table.sizes)), np.diff(self.table.first_object))
+        corners = self._corners(owner[self._usable], self._usable)
         return summarise(
             objects_per_image=self.objects_per_image,
             box_sizes=corners[:, 2:] - corners[:, :2],
@@ -161,29 +162,33 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         position = int(self._positions[index])
         return position, slice(*self.table.first_object[position : position + 2].tolist())
 
-    def _find_usable(self) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-        """-> xyxy px clipped to the image (N, 4), usable (N,) bool, and why the others are not.
+    def _corners(self, positions: int | np.ndarray, objects: np.ndarray) -> np.ndarray:
+        """(N, 4) float64 xyxy px of the objects, clipped to their images, which are one or N."""
+        boxes, limits = self.table.boxes[objects], self.table.sizes[positions, ::-1]
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        return np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)], axis=1)
+
+    def _find_usable(self) -> tuple[np.ndarray, dict[str, int]]:
+        """-> usable (N,) bool, and why the others are not.
 
         Source: mmdet CocoDataset.parse_data_info and Resize's clipping.
         """
         table = self.table
-        sizes = np.repeat(table.sizes, np.diff(table.first_object), axis=0)
-        low, high = table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]
-        limits = sizes[:, ::-1]
+        limits = np.repeat(table.sizes[:, ::-1], np.diff(table.first_object), axis=0)
+        low, size = table.boxes[:, :2], table.boxes[:, 2:]
         reasons = {
             "crowd": table.crowd,
             "ignored": table.ignored,
-            "below_one_pixel": (table.boxes[:, 2:] < 1).any(axis=1) | (table.areas <= 0),
+            "below_one_pixel": (size < 1).any(axis=1) | (table.areas <= 0),
             # A sliver below 0.01 px would have zero width in float32.
-            "outside_image": (np.minimum(high, limits) - np.maximum(low, 0) < 0.01).any(axis=1),
+            "outside_image": (np.minimum(low + size, limits) - np.maximum(low, 0) < 0.01).any(axis=1),
         }
         usable = np.ones(len(table.boxes), dtype=bool)
         dropped = {}
         for reason, found in reasons.items():
             dropped[reason] = int((found & usable).sum())
             usable &= ~found
-        corners = np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)], axis=1)
-        return corners, usable, {reason: count for reason, count in dropped.items() if count}
+        return usable, {reason: count for reason, count in dropped.items() if count}
 
 
 def _files_in(folder: Path) -> set[str]:
