@@ -107,11 +107,25 @@ def sound_columns(
     return columns
 
 
-def join_columns(parts: list[ObjectColumns]) -> ObjectColumns:
-    """All parts as one, in their order; empties the list."""
-    joined = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(parts[0])}
-    parts.clear()
-    return ObjectColumns(**joined)
+class ColumnsBuilder:
+    """Objects of block after block in buffers that grow in place: no moment needs room for two copies."""
+
+    def __init__(self) -> None:
+        self._empty = {field.name: getattr(ObjectColumns.empty(), field.name) for field in fields(ObjectColumns)}
+        self._content = {name: bytearray() for name in self._empty}
+
+    def add(self, columns: ObjectColumns) -> None:
+        for name, content in self._content.items():
+            content += np.ascontiguousarray(getattr(columns, name)).data
+
+    def finish(self) -> ObjectColumns:
+        """All objects so far; takes no more."""
+        return ObjectColumns(
+            **{
+                name: np.frombuffer(content, dtype=self._empty[name].dtype).reshape(-1, *self._empty[name].shape[1:])
+                for name, content in self._content.items()
+            }
+        )
 
 
 class Faults:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from datasets.annotation_columns import (
+    ColumnsBuilder,
     Faults,
     ObjectColumns,
     describe,
     is_integer,
-    join_columns,
     shorten,
     sound_columns,
     to_columns,
@@ -108,16 +108,15 @@ class _Collector:
 
     def __init__(self, *, keep_zero_area: bool) -> None:
         self.keep_zero_area = keep_zero_area
-        self.parts, self.total, self.plain = [ObjectColumns.empty()], 0, True
+        self.builder, self.total, self.plain = ColumnsBuilder(), 0, True
 
     def add(self, entries: list[Any]) -> None:
         self.total += len(entries)
         columns = to_columns(entries, keep_zero_area=self.keep_zero_area) if self.plain else None
         if columns is None:
-            self.plain = False
-            self.parts.clear()
+            self.builder, self.plain = ColumnsBuilder(), False
         else:
-            self.parts.append(columns)
+            self.builder.add(columns)
 
 
 def _load_json(path: Path, consumers: Mapping[str, Callable[[list[Any]], None]]) -> dict[str, Any]:
@@ -196,11 +195,11 @@ def _read_objects(
 ) -> tuple[ObjectColumns, dict[str, int]]:
     """Sound objects and the number of others by reason; a file that is not plainly sound is read a second time."""
     if collected.plain:
-        columns = join_columns(collected.parts)
+        columns = collected.builder.finish()
         if np.isin(columns.image_ids, image_ids).all() and np.isin(columns.category_ids, category_ids).all():
             return columns, {}
         del columns
-    faults, numbers, parts = Faults(), itertools.count(), [ObjectColumns.empty()]
+    faults, numbers, builder = Faults(), itertools.count(), ColumnsBuilder()
     known_images, known_categories = set(image_ids.tolist()), set(category_ids.tolist())
 
     def check(entries: list[Any]) -> None:
@@ -211,7 +210,7 @@ def _read_objects(
             category_ids=known_categories,
             keep_zero_area=keep_zero_area,
         )
-        parts.append(sound)
+        builder.add(sound)
 
     _load_json(path, {"annotations": check})
     if faults.first and on_bad_annotation == "error":
@@ -219,7 +218,7 @@ def _read_objects(
             f"{path}: {faults.first}, or set data.on_bad_annotation: skip to leave such annotations out "
             f"({faults.counts.total()} of {collected.total} are bad: {dict(faults.counts)})"
         )
-    return join_columns(parts), dict(faults.counts)
+    return builder.finish(), dict(faults.counts)
 
 
 def _positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
