@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import BadAnnotationPolicy, read_annotations
+from datasets.image_cache import CacheTooLargeError, ImageCache
 from datasets.images import read_image
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
@@ -64,6 +65,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             )
         self._positions = np.nonzero(usable_per_image > 0)[0] if drop_empty else np.arange(len(usable_per_image))
         self.objects_per_image = usable_per_image[self._positions]
+        self._cache: ImageCache | None = None
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -105,10 +107,26 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def read_image(self, index: int) -> Image.Image:
         """The image file as it is, RGB."""
+        if self._cache is not None:
+            return self._cache[index]
         position, _ = self._locate(index)
         entry = f"{self.table.path}: images[{position}] (id {self.table.image_ids[position]})"
         height, width = self.table.sizes[position].tolist()
         return read_image(self.path(index), size=(height, width), entry=entry)
+
+    def cache_images(self, *, threads: int, copies: int = 1) -> None:
+        """Decode every image now and keep them in memory, which forked workers share.
+
+        copies   processes on this machine that do the same
+        raises   DataError where the memory does not suffice, before decoding, and for an unusable image
+        """
+        try:
+            self._cache = ImageCache(sizes=self.image_sizes, read=self.read_image, threads=threads, copies=copies)
+        except CacheTooLargeError as error:
+            raise DataError(
+                f"{self.table.path}: data.cache_images: memory for {len(self)} images {error}; "
+                f"set data.cache_images: none"
+            ) from None
 
     def path(self, index: int) -> Path:
         return self.images_root / self.table.file_names[int(self._positions[index])]
