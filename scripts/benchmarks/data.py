@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms.v2 import functional as F
 
 from datasets.coco import CocoDetection
@@ -53,6 +52,8 @@ def measure(options: argparse.Namespace) -> list[Table]:
 
 
 def _step_rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Cell]]:
+    from torchvision.io import ImageReadMode, decode_image, read_file  # deprecated there: no other part may need it
+
     side, smaller = options.side, options.side * 4 // 5
     picture = Image.fromarray(make_scene(index=3, size=side).image)
     for suffix in ("png", "jpg"):
