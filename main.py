@@ -148,8 +148,10 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
             f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
             "runtime.output_dir, or remove it"
         )
-    training_set = build_dataset(data, training=True, seed=runtime.seed)
-    validation_set = build_dataset(data, training=False, seed=runtime.seed)
+    training_set, validation_set = (
+        build_dataset(data, training=training, seed=runtime.seed, processes_here=processes.world_size_here)
+        for training in (True, False)
+    )
     for dataset in (training_set, validation_set):
         check_classes(dataset, config.model.num_classes)
     if checkpoint is None:
@@ -211,7 +213,9 @@ def build_trained(
     config: Config, checkpoint: Checkpoint, path: Path, processes: Processes
 ) -> tuple[CocoDetection, nn.Module]:
     """The validation split of the config, and the detector with the checkpoint's weights."""
-    dataset = build_dataset(config.data, training=False, seed=config.runtime.seed)
+    dataset = build_dataset(
+        config.data, training=False, seed=config.runtime.seed, processes_here=processes.world_size_here
+    )
     check_trained_classes(dataset, checkpoint.categories, source=path)
     detector = build_detector(config)
     load_weights(detector, checkpoint.model, source=str(path))

@@ -357,6 +357,8 @@ class DataConfig:
     """Images per process and step."""
     num_workers: int = 2
     """Loader processes per training process; 0 loads in the training process."""
+    cache_images: Literal["none", "memory"] = "none"
+    """memory decodes every image once, before the first epoch, and keeps it: 3 bytes per pixel, in each process."""
     mean: tuple[float, float, float] | None = None
     """RGB mean of the input in [0, 1]; null follows the backbone's weights."""
     std: tuple[float, float, float] | None = None

@@ -1,6 +1,7 @@
 """Config -> data sets and loaders."""
 
 from collections.abc import Sequence
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ DENSITY_RANGE = (1e-4, 0.5)
 """Of `mean_density`: beyond it a sigmoid hardly learns."""
 
 
-def build_dataset(data: DataConfig, *, training: bool, seed: int) -> CocoDetection:
-    """The training or the evaluation split. Raises DataError."""
+def build_dataset(data: DataConfig, *, training: bool, seed: int, processes_here: int = 1) -> CocoDetection:
+    """The training or the evaluation split; processes_here is how many on this machine build it. Raises DataError."""
     root = Path(data.root)
     if not root.is_dir():
         raise DataError(f"{root}: no such data root; make or fetch the data set, or set data.root")
@@ -44,6 +45,8 @@ def build_dataset(data: DataConfig, *, training: bool, seed: int) -> CocoDetecti
         drop_empty=training and data.drop_empty,
     )
     dataset.check_files()
+    if data.cache_images == "memory":
+        dataset.cache_images(threads=max(data.num_workers, 1), copies=processes_here)
     return dataset
 
 
@@ -102,6 +105,8 @@ def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:
         "collate_fn": collate,
         "pin_memory": pin_memory,
         "persistent_workers": data.num_workers > 0,
+        # Forked workers share the annotations and cached images; others would be sent a copy each.
+        "multiprocessing_context": "fork" if data.num_workers > 0 and "fork" in get_all_start_methods() else None,
         # Its own generator: loading never touches the random numbers of the model.
         "generator": torch.Generator().manual_seed(0),
     }

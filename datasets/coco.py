@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import BadAnnotationPolicy, read_annotations
+from datasets.image_cache import CacheTooLargeError, ImageCache
 from datasets.images import read_image
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
@@ -54,7 +55,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
         self.table = read_annotations(annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training)
         self.skipped = self.table.skipped
-        self._corners, self._usable, self.dropped = self._find_usable()
+        self._usable, self.dropped = self._find_usable()
         usable_before = np.concatenate([[0], np.cumsum(self._usable)])
         usable_per_image = np.diff(usable_before[self.table.first_object])
         if training and not self._usable.any():
@@ -64,6 +65,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             )
         self._positions = np.nonzero(usable_per_image > 0)[0] if drop_empty else np.arange(len(usable_per_image))
         self.objects_per_image = usable_per_image[self._positions]
+        self._cache: ImageCache | None = None
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -86,7 +88,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         image_id = int(self.table.image_ids[position])
         sample = Sample(
             image=self.read_image(index),
-            boxes=torch.from_numpy(self._corners[usable].astype(np.float32)),
+            boxes=torch.from_numpy(self._corners(position, usable).astype(np.float32)),
             labels=torch.from_numpy(self.table.labels[usable]),
         )
         sample = self.transforms(sample, np.random.default_rng((self.seed, epoch, image_id)))
@@ -105,13 +107,29 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def read_image(self, index: int) -> Image.Image:
         """The image file as it is, RGB."""
+        if self._cache is not None:
+            return self._cache[index]
         position, _ = self._locate(index)
         entry = f"{self.table.path}: images[{position}] (id {self.table.image_ids[position]})"
         height, width = self.table.sizes[position].tolist()
         return read_image(self.path(index), size=(height, width), entry=entry)
 
+    def cache_images(self, *, threads: int, copies: int = 1) -> None:
+        """Decode every image now and keep them in memory, which forked workers share.
+
+        copies   processes on this machine that do the same
+        raises   DataError where the memory does not suffice, before decoding, and for an unusable image
+        """
+        try:
+            self._cache = ImageCache(sizes=self.image_sizes, read=self.read_image, threads=threads, copies=copies)
+        except CacheTooLargeError as error:
+            raise DataError(
+                f"{self.table.path}: data.cache_images: memory for {len(self)} images {error}; "
+                f"set data.cache_images: none"
+            ) from None
+
     def path(self, index: int) -> Path:
-        return self.images_root / str(self.table.file_names[self._positions[index]])
+        return self.images_root / self.table.file_names[int(self._positions[index])]
 
     def ground_truth(self, index: int) -> GroundTruth:
         """The image's objects as in the file: nothing clipped, nothing dropped but what `skipped` counts."""
@@ -148,7 +166,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def statistics(self) -> DatasetStatistics:
         """Counts and sizes of the usable objects, clipped, before any transform."""
-        corners = self._corners[self._usable]
+        owner = np.repeat(np.arange(len(self.table.sizes)), np.diff(self.table.first_object))
+        corners = self._corners(owner[self._usable], self._usable)
         return summarise(
             objects_per_image=self.objects_per_image,
             box_sizes=corners[:, 2:] - corners[:, :2],
@@ -161,29 +180,33 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         position = int(self._positions[index])
         return position, slice(*self.table.first_object[position : position + 2].tolist())
 
-    def _find_usable(self) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-        """-> xyxy px clipped to the image (N, 4), usable (N,) bool, and why the others are not.
+    def _corners(self, positions: int | np.ndarray, objects: np.ndarray) -> np.ndarray:
+        """(N, 4) float64 xyxy px of the objects, clipped to their images, which are one or N."""
+        boxes, limits = self.table.boxes[objects], self.table.sizes[positions, ::-1]
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        return np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)], axis=1)
+
+    def _find_usable(self) -> tuple[np.ndarray, dict[str, int]]:
+        """-> usable (N,) bool, and why the others are not.
 
         Source: mmdet CocoDataset.parse_data_info and Resize's clipping.
         """
         table = self.table
-        sizes = np.repeat(table.sizes, np.diff(table.first_object), axis=0)
-        low, high = table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]
-        limits = sizes[:, ::-1]
+        limits = np.repeat(table.sizes[:, ::-1], np.diff(table.first_object), axis=0)
+        low, size = table.boxes[:, :2], table.boxes[:, 2:]
         reasons = {
             "crowd": table.crowd,
             "ignored": table.ignored,
-            "below_one_pixel": (table.boxes[:, 2:] < 1).any(axis=1) | (table.areas <= 0),
+            "below_one_pixel": (size < 1).any(axis=1) | (table.areas <= 0),
             # A sliver below 0.01 px would have zero width in float32.
-            "outside_image": (np.minimum(high, limits) - np.maximum(low, 0) < 0.01).any(axis=1),
+            "outside_image": (np.minimum(low + size, limits) - np.maximum(low, 0) < 0.01).any(axis=1),
         }
         usable = np.ones(len(table.boxes), dtype=bool)
         dropped = {}
         for reason, found in reasons.items():
             dropped[reason] = int((found & usable).sum())
             usable &= ~found
-        corners = np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)], axis=1)
-        return corners, usable, {reason: count for reason, count in dropped.items() if count}
+        return usable, {reason: count for reason, count in dropped.items() if count}
 
 
 def _files_in(folder: Path) -> set[str]:

@@ -23,6 +23,10 @@ def collate(samples: Sequence[tuple[Tensor, Target]], *, size_divisor: int = 1) 
         raise ValueError(f"size_divisor {size_divisor} is below 1; use 1 for no rounding")
     largest = [max(image.shape[axis] for image, _ in samples) for axis in (1, 2)]
     height, width = (-(-side // size_divisor) * size_divisor for side in largest)
+    targets = [target for _, target in samples]
+    if all(image.shape[-2:] == (height, width) for image, _ in samples):
+        padding_mask = torch.zeros((len(samples), height, width), dtype=torch.bool)
+        return Batch(images=torch.stack([image for image, _ in samples]), padding_mask=padding_mask, targets=targets)
     first = samples[0][0]
     images = first.new_zeros((len(samples), first.shape[0], height, width))
     padding_mask = torch.ones((len(samples), height, width), dtype=torch.bool)
@@ -30,4 +34,4 @@ def collate(samples: Sequence[tuple[Tensor, Target]], *, size_divisor: int = 1) 
         h, w = image.shape[-2:]
         images[row, :, :h, :w] = image
         padding_mask[row, :h, :w] = False
-    return Batch(images=images, padding_mask=padding_mask, targets=[target for _, target in samples])
+    return Batch(images=images, padding_mask=padding_mask, targets=targets)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.detection_matching import (
     FALSE_POSITIVE,
@@ -137,20 +138,20 @@ def evaluate(
             max_detections=protocol.max_detections[-1],
             class_agnostic=class_agnostic,
         )
-    images = [matched[image_id] for image_id in sorted(matched)]
-    return _accumulate(images, 1 if class_agnostic else num_classes, protocol)
+    matches = join_matches([matched[image_id] for image_id in sorted(matched)]) if matched else None
+    matched.clear()  # as large as what they were joined to
+    return _accumulate(matches, 1 if class_agnostic else num_classes, protocol)
 
 
-def _accumulate(images: list[Matches], num_classes: int, protocol: Protocol) -> DetectionMetrics:
+def _accumulate(matches: Matches | None, num_classes: int, protocol: Protocol) -> DetectionMetrics:
     num_ious, recalls = len(protocol.iou_thresholds), np.array(protocol.recall_thresholds)
     shape = (num_classes, len(protocol.areas), len(protocol.max_detections))
     precision, scores = np.full((2, num_ious, len(recalls), *shape), -1.0)
     recall = np.full((num_ious, *shape), -1.0)
     lrp = np.full((5, *shape), -1.0)
     metrics = DetectionMetrics(protocol, precision, recall, scores, OptimalLRP(*lrp))
-    if not images:
+    if matches is None:
         return metrics
-    matches = join_matches(images)
     for k in range(num_classes):
         of_class = np.flatnonzero(matches.labels == k)
         by_score = of_class[np.argsort(-matches.scores[of_class], kind="stable")]
@@ -159,7 +160,7 @@ def _accumulate(images: list[Matches], num_classes: int, protocol: Protocol) -> 
             for a in np.flatnonzero(matches.num_objects[k]):
                 curve = _trace(matches, listed, int(a))
                 num_objects = int(matches.num_objects[k, a])
-                recall[:, k, a, m] = curve.true_positives.max(axis=1, initial=0) / num_objects
+                recall[:, k, a, m] = (curve.states == TRUE_POSITIVE).sum(axis=1) / num_objects
                 precision[:, :, k, a, m], scores[:, :, k, a, m] = _sample(curve, num_objects, recalls)
                 lrp[:, k, a, m] = _optimal_lrp(curve, num_objects, protocol.iou_thresholds[0])
     return metrics
@@ -167,20 +168,29 @@ def _accumulate(images: list[Matches], num_classes: int, protocol: Protocol) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """Running totals down a score-sorted list, at N of its places."""
+    """N places of a score-sorted list.
+
+    Totals are made threshold by threshold: all at once they would be the largest arrays of an evaluation.
+    """
 
     scores: FloatArray
     """(N,)"""
-    true_positives: FloatArray
+    states: NDArray[np.int8]
     """(T, N)"""
-    false_positives: FloatArray
-    """(T, N)"""
-    overlap: FloatArray
-    """(N,) sum of the IoUs of the true positives at the first threshold."""
+    background: IntArray
+    """(N,) false positives so far at places that were left out."""
+    ious: FloatArray
+    """(N,) with the match at the first threshold; 0 without one."""
+
+    def totals(self, threshold: int) -> tuple[FloatArray, FloatArray]:
+        """True and false positives so far at the threshold of that index, both (N,)."""
+        states = self.states[threshold]
+        hits = np.cumsum(states == TRUE_POSITIVE, dtype=np.float64)
+        return hits, np.cumsum(states == FALSE_POSITIVE, dtype=np.float64) + self.background
 
 
 def _trace(matches: Matches, listed: IntArray, area: int) -> _Curve:
-    """Totals over the detections `listed`, at the first of them and at every candidate.
+    """The detections `listed` at the first of them and at every candidate.
 
     The places between cannot matter: without a true positive no recall level is reached and no error falls.
     """
@@ -188,42 +198,41 @@ def _trace(matches: Matches, listed: IntArray, area: int) -> _Curve:
     kept[:1] = True
     column = matches.column[listed[kept]]
     in_area = matches.in_area[area, listed]
-    background = np.cumsum(in_area & ~kept)[kept]  # false positives at the places left out
-    states = np.where(in_area[kept], FALSE_POSITIVE, IGNORED)
+    background = np.cumsum(in_area & ~kept)[kept]
+    states = np.where(in_area[kept], FALSE_POSITIVE, IGNORED).astype(np.int8)
     ious = np.zeros(len(column))
     if matches.ious.shape[1]:
         states = np.where(column >= 0, matches.states[area][:, column], states)
         ious = np.where(column >= 0, matches.ious[area, column], 0.0)
-    states = np.broadcast_to(states, (matches.states.shape[1], len(column)))
     return _Curve(
         scores=matches.scores[listed[kept]],
-        true_positives=np.cumsum(states == TRUE_POSITIVE, axis=1, dtype=np.float64),
-        false_positives=np.cumsum(states == FALSE_POSITIVE, axis=1, dtype=np.float64) + background,
-        overlap=np.cumsum(np.where(states[0] == TRUE_POSITIVE, ious, 0.0)),
+        states=np.broadcast_to(states, (matches.states.shape[1], len(column))),
+        background=background,
+        ious=ious,
     )
 
 
 def _sample(curve: _Curve, num_objects: int, recall_thresholds: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Precision and score at each recall threshold, both (T, R); 0 where it is not reached."""
-    found = curve.true_positives / num_objects
-    precisions = curve.true_positives / (curve.false_positives + curve.true_positives + np.spacing(1))
-    precisions = np.maximum.accumulate(precisions[:, ::-1], axis=1)[:, ::-1]
-    sampled = np.zeros((2, len(found), len(recall_thresholds)))
-    for t, recalls in enumerate(found):
-        places = np.searchsorted(recalls, recall_thresholds, side="left")
-        reached = places < len(recalls)
-        sampled[0, t, reached] = precisions[t, places[reached]]
+    sampled = np.zeros((2, len(curve.states), len(recall_thresholds)))
+    for t in range(len(curve.states)):
+        hits, false = curve.totals(t)
+        precisions = hits / (false + hits + np.spacing(1))
+        precisions = np.maximum.accumulate(precisions[::-1])[::-1]
+        places = np.searchsorted(hits / num_objects, recall_thresholds, side="left")
+        reached = places < len(hits)
+        sampled[0, t, reached] = precisions[places[reached]]
         sampled[1, t, reached] = curve.scores[places[reached]]
     return sampled[0], sampled[1]
 
 
 def _optimal_lrp(curve: _Curve, num_objects: int, iou_threshold: float) -> tuple[float, float, float, float, float]:
     """Error, localisation, false positives, false negatives and score of the prefix with the lowest error."""
-    hits, false = curve.true_positives[0], curve.false_positives[0]
+    hits, false = curve.totals(0)
     if not hits.any():
         return 1.0, np.nan, np.nan, 1.0, np.nan
     missed = num_objects - hits
-    displaced = hits - curve.overlap  # sum of 1 - IoU
+    displaced = hits - np.cumsum(np.where(curve.states[0] == TRUE_POSITIVE, curve.ious, 0.0))  # sum of 1 - IoU
     error = (displaced / (1 - iou_threshold) + false + missed) / (hits + false + missed)
     best = int(np.argmin(error))
     with np.errstate(invalid="ignore"):  # where no prefix improves on the empty one, hits may be 0

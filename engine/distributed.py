@@ -15,6 +15,8 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    world_size_here: int = 1
+    """Processes on this machine"""
 
     @property
     def is_main(self) -> bool:
@@ -39,7 +41,12 @@ def start_processes(device: str) -> Processes:
     if "WORLD_SIZE" not in os.environ:
         return Processes(rank=0, world_size=1, device=chosen)
     dist.init_process_group("nccl" if use_gpu else "gloo", device_id=chosen if use_gpu else None)
-    return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=chosen)
+    return Processes(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        device=chosen,
+        world_size_here=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
 
 
 def stop_processes() -> None:

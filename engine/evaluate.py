@@ -38,7 +38,7 @@ class ImagePrediction:
 
     image_id: int
     boxes: Tensor
-    """(N, 4) xyxy px of the file"""
+    """(N, 4) float32 xyxy px of the file"""
     scores: Tensor
     """(N,) descending"""
     labels: Tensor
@@ -58,12 +58,14 @@ class GatheredPredictions:
 
     image_ids: np.ndarray
     """(I,) int64, in no particular order"""
+    first_detection: np.ndarray
+    """(I+1,) int64: the detections of image i are first_detection[i] : first_detection[i + 1]"""
     num_queries: np.ndarray
     """(I,)"""
     predicted_counts: np.ndarray | None
     """(I,) objects; None without a density map"""
     detections: np.ndarray
-    """(N, 7) image id, x, y, w, h, score, label; px of the file"""
+    """(N, 6) float32 x0, y0, x1, y1, score, label; px of the file"""
     pictures: list[ImagePrediction]
     """Predictions of the wanted images that this process had"""
     seconds_per_image: float
@@ -156,51 +158,45 @@ def gather_predictions(
     picture_ids: frozenset[int] = frozenset(),
 ) -> GatheredPredictions:
     """The predictions of all processes, without the density maps; arguments as in `evaluate_detector`."""
-    rows, images, pictures, seconds = [], [], [], 0.0
+    rows, images, pictures, seconds = [torch.zeros(0, 6)], [], [], 0.0
     for batch, batch_seconds in predictions:
         seconds += batch_seconds
-        for prediction in batch:
-            rows.append(_detection_rows(prediction))
-            count = np.nan if prediction.predicted_count is None else prediction.predicted_count
-            images.append([prediction.image_id, prediction.num_queries, count])
-            if prediction.image_id in picture_ids:
-                pictures.append(prediction)
-    table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 3), processes).numpy()
+        for found in batch:
+            rows.append(torch.cat([found.boxes, found.scores[:, None], found.labels[:, None]], dim=1).float())
+            count = np.nan if found.predicted_count is None else found.predicted_count
+            images.append([found.image_id, found.num_queries, count, len(found.boxes)])
+            if found.image_id in picture_ids:
+                pictures.append(found)
+    # Ids up to 2^53 are exact in float64, and so are labels up to 2^24 in float32.
+    table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 4), processes).numpy()
+    detections = torch.cat(rows)
+    rows.clear()  # as large as all detections
     return GatheredPredictions(
         image_ids=table[:, 0].astype(np.int64),
+        first_detection=np.concatenate([[0], np.cumsum(table[:, 3])]).astype(np.int64),
         num_queries=table[:, 1],
         predicted_counts=None if np.isnan(table[:, 2]).any() else table[:, 2],
-        detections=gather_rows(torch.cat([torch.zeros(0, 7, dtype=torch.float64), *rows]), processes).numpy(),
+        detections=gather_rows(detections, processes).numpy(),
         pictures=pictures,
         seconds_per_image=seconds / max(len(images), 1),
     )
 
 
-def _detection_rows(prediction: ImagePrediction) -> Tensor:
-    """(N, 7) float64: image id, x, y, w, h, score, label. Ids up to 2^53 are exact."""
-    boxes = prediction.boxes.double()
-    image = torch.full((len(boxes), 1), prediction.image_id, dtype=torch.float64)
-    corner, size = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-    return torch.cat(
-        [image, corner, size, prediction.scores.double()[:, None], prediction.labels.double()[:, None]], dim=1
-    )
-
-
 def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
-    """Detections and objects side by side, image by image."""
-    rows = found.detections[np.argsort(found.detections[:, 0], kind="stable")]
+    """Detections and objects side by side, image by image; each image must be among the predicted."""
+    position_of = {image_id: position for position, image_id in enumerate(found.image_ids.tolist())}
     for record in objects:
-        start, end = np.searchsorted(rows[:, 0], [record.image_id, record.image_id + 1])
-        mine = rows[start:end]
+        position = position_of[record.image_id]
+        mine = found.detections[slice(*found.first_detection[position : position + 2].tolist())].astype(np.float64)
         yield ImageRecord(
             image_id=record.image_id,
             gt_boxes=record.boxes,
             gt_labels=record.labels,
             gt_areas=record.areas,
             gt_crowd=record.crowd,
-            boxes=mine[:, 1:5],
-            scores=mine[:, 5],
-            labels=mine[:, 6].astype(np.int64),
+            boxes=np.concatenate([mine[:, :2], mine[:, 2:4] - mine[:, :2]], axis=1),
+            scores=mine[:, 4],
+            labels=mine[:, 5].astype(np.int64),
         )
 
 

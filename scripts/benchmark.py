@@ -3,6 +3,8 @@
     python scripts/benchmark.py ops                      deformable attention: every backend, against grid_sample
     python scripts/benchmark.py match                    matching, against one published assigner call per layer
     python scripts/benchmark.py targets                  density targets, against the published loop
+    python scripts/benchmark.py data                     reading images, and a large annotation file with its workers
+    python scripts/benchmark.py eval                     the metrics at AI-TOD's density, against pycocotools
     python scripts/benchmark.py ops --json ops.json      the table as data too
 
 Run it from the repository's root on an otherwise idle machine. docs/benchmarks.md has results.
@@ -16,9 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.benchmarks import harness, match, operator, targets
+from scripts.benchmarks import data, evaluation, harness, match, operator, targets
 
-PARTS = {"ops": operator, "match": match, "targets": targets}
+PARTS = {"ops": operator, "match": match, "targets": targets, "data": data, "eval": evaluation}
 """Each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""
 
 

@@ -75,16 +75,22 @@ def synchronise() -> None:
 
 
 def peak_mebibytes(work: Callable[[], object]) -> float:
-    """Most memory that the work held beyond what was held before it: of the GPU where there is one, else resident.
+    """Most memory that the work held beyond what was held before it: of the GPU where there is one, else resident."""
+    if not torch.cuda.is_available():
+        return peak_resident_mebibytes(work)
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def peak_resident_mebibytes(work: Callable[[], object]) -> float:
+    """Most main memory that the work held beyond what was held before it.
 
     Source: proc(5): writing 5 to clear_refs resets VmHWM. Linux only; raises OSError elsewhere.
     """
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before_kib = _status("VmRSS")

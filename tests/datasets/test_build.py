@@ -1,12 +1,13 @@
 """What is read off a data set as a whole."""
 
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 
 import pytest
 from tiny_run import write_experiment
 
 from configs.loader import load_config
-from datasets.build import DENSITY_RANGE, build_dataset, mean_density
+from datasets.build import DENSITY_RANGE, build_dataset, build_eval_loader, build_train_loader, mean_density
 
 STATISTICS = ["data.mean=[0.5, 0.5, 0.5]", "data.std=[0.5, 0.5, 0.5]"]
 
@@ -39,3 +40,15 @@ def test_mean_density_stays_within_its_range(tmp_path: Path) -> None:
     low, high = DENSITY_RANGE
     assert density(tmp_path / "sparse", [1], "data.image_size=[960, 960]", stride=2) == low
     assert density(tmp_path / "dense", [40], stride=32) == high
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_loaders_pin_where_asked_and_fork_their_workers(tmp_path: Path, pinned: bool) -> None:
+    config = load_config(write_experiment(tmp_path, train=[1], val=[1]), [*STATISTICS, "data.num_workers=1"])
+    dataset = build_dataset(config.data, training=True, seed=0)
+    train = build_train_loader(dataset, config.data, rank=0, world_size=1, seed=0, pin_memory=pinned)
+    val = build_eval_loader(dataset, config.data, rank=0, world_size=1, pin_memory=pinned)
+    for loader in (train, val):
+        assert loader.pin_memory is pinned
+        if "fork" in get_all_start_methods():
+            assert loader.multiprocessing_context.get_start_method() == "fork"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from datasets.collate import collate
 from datasets.structures import DataError, Target
@@ -37,6 +38,7 @@ def test_padding_and_mask(size_divisor: int, shape: tuple[int, int]) -> None:
 def test_equal_sizes_need_no_padding() -> None:
     batch = collate([_sample(6, 6, 1), _sample(6, 6, 2)])
     assert not batch.padding_mask.any()
+    assert (batch.images == torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)).all()
     with pytest.raises(ValueError, match="size_divisor 0"):
         collate([_sample(6, 6, 1)], size_divisor=0)
 
@@ -54,6 +56,29 @@ def test_a_batch_can_be_pinned() -> None:
     batch = collate([_sample(5, 9, 1)]).pin_memory()
     assert batch.images.is_pinned()
     assert batch.targets[0].boxes_xyxy.is_pinned()
+
+
+def test_pinning_reaches_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an accelerator: a DataLoader leaves a batch alone that has no method `pin_memory`."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.to("meta"))
+    batch = pin_memory(collate([_sample(5, 9, 1), _sample(7, 4, 2)]))
+    tensors = [batch.images, batch.padding_mask]
+    tensors += [tensor for target in batch.targets for tensor in (target.boxes_xyxy, target.labels)]
+    assert all(tensor.is_meta for tensor in tensors)
+
+
+def test_moving_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate([_sample(5, 9, 1), _sample(7, 4, 2)])
+    asked = []
+    move = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, device: str, non_blocking: bool = False) -> torch.Tensor:
+        asked.append(non_blocking)
+        return move(tensor, device)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch.to("meta", non_blocking=True)
+    assert asked == [True] * 6
 
 
 def test_target_boxes_are_normalised_by_the_unpadded_size() -> None:

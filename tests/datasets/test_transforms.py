@@ -166,6 +166,9 @@ def test_normalize() -> None:
     assert isinstance(image, torch.Tensor)
     assert image.dtype == torch.float32
     assert image.is_contiguous()
+    pixels = torch.from_numpy(np.array(sample.picture)).permute(2, 0, 1)
+    step_by_step = (pixels.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.equal(image, step_by_step)
     expected = (np.asarray(sample.picture) / 255 - mean) / std
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-6)
     with pytest.raises(TypeError, match="before Normalize"):
