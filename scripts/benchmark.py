@@ -1,6 +1,8 @@
 """What the parts cost in time and memory, each measured beside what it is compared with, in one run.
 
     python scripts/benchmark.py ops                      deformable attention: every backend, against grid_sample
+    python scripts/benchmark.py model                    a detector's inference, part by part
+    python scripts/benchmark.py train                    a training step
     python scripts/benchmark.py ops --json ops.json      the table as data too
 
 Run it from the repository's root on an otherwise idle machine. docs/benchmarks.md has results.
@@ -14,9 +16,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.benchmarks import harness, operator
+from scripts.benchmarks import harness, model, operator, train
 
-PARTS = {"ops": operator}
+PARTS = {"ops": operator, "model": model, "train": train}
 """Each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""
 
 
