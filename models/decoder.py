@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MSDeformAttn, SelfAttention
+from models.attention import FeedForward, MSDeformAttn, QueryBlocks, SelfAttention
 from models.boxes import inverse_sigmoid
 from models.position_encoding import encode_boxes
 from models.proposals import BoxHead
@@ -47,11 +47,9 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(hidden_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, queries: Tensor, position: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
-    ) -> Tensor:
-        """(B, Q, D), (B, Q, D), boxes (B, Q, 4), mask (B|1, Q, Q) -> (B, Q, D)."""
-        attended = self.self_attention(queries, position, attention_mask)
+    def forward(self, queries: Tensor, position: Tensor, boxes: Tensor, memory: Memory, blocks: QueryBlocks) -> Tensor:
+        """(B, Q, D), (B, Q, D), boxes (B, Q, 4) -> (B, Q, D)."""
+        attended = self.self_attention(queries, position, blocks)
         queries = self.self_norm(queries + self.dropout(attended))
         attended = self.cross_attention(
             queries + position,
@@ -89,13 +87,11 @@ class DinoDecoder(nn.Module):
         self.heads = heads
         self.norm = nn.LayerNorm(hidden_dim)
         self.position_head = nn.Sequential(
-            nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim)
+            nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, hidden_dim)
         )
         self.features_per_coordinate = hidden_dim // 2
 
-    def forward(
-        self, content: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, content: Tensor, boxes: Tensor, memory: Memory, blocks: QueryBlocks) -> tuple[Tensor, Tensor]:
         """Content (B, Q, D), boxes (B, Q, 4) in [0, 1] -> class and box logits, (layers, B, Q, K) and (..., 4)."""
         queries = content
         looked_forward = boxes
@@ -104,7 +100,7 @@ class DinoDecoder(nn.Module):
             encoding = encode_boxes(
                 memory.references(boxes)[:, :, 0], features=self.features_per_coordinate, order=(1, 0, 2, 3)
             )
-            queries = layer(queries, self.position_head(encoding), boxes, memory, attention_mask)
+            queries = layer(queries, self.position_head(encoding), boxes, memory, blocks)
             hidden = self.norm(queries)
             logits.append(classifier(hidden))
             outputs.append(box_head(hidden) + inverse_sigmoid(looked_forward, BOX_EPS))
@@ -125,13 +121,13 @@ class DeformableDecoder(nn.Module):
         self.heads = heads
 
     def forward(
-        self, content: Tensor, position: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
+        self, content: Tensor, position: Tensor, boxes: Tensor, memory: Memory, blocks: QueryBlocks
     ) -> tuple[Tensor, Tensor]:
         """Content and position (B, Q, D), boxes (B, Q, 4) in [0, 1] -> class and box logits of all layers."""
         queries = content
         logits, outputs = [], []
         for layer, classifier, box_head in zip(self.layers, self.heads.classifiers, self.heads.box_heads, strict=True):
-            queries = layer(queries, position, boxes, memory, attention_mask)
+            queries = layer(queries, position, boxes, memory, blocks)
             logits.append(classifier(queries))
             outputs.append(box_head(queries) + inverse_sigmoid(boxes, BOX_EPS))
             boxes = outputs[-1].detach().sigmoid()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.attention import MSDeformAttn
+from models.attention import MSDeformAttn, QueryBlocks
 from models.build import build_detector
 from models.decoder import Memory
 from models.deformable_detr import DeformableDETR
@@ -65,9 +65,9 @@ def detector_parts(
         boxes = queries.boxes_unact.sigmoid()
         if isinstance(detector, DINO):
             content = detector.content_queries.weight[:count].expand(len(images), -1, -1)
-            return detector.decoder(content, boxes, memory, None)
+            return detector.decoder(content, boxes, memory, QueryBlocks())
         content, position = detector.query_maker(boxes)
-        return detector.decoder(content, position, boxes, memory, None)
+        return detector.decoder(content, position, boxes, memory, QueryBlocks())
 
     return {
         "backbone": lambda: detector.backbone(images),
