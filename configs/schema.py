@@ -446,6 +446,9 @@ class RuntimeConfig:
     """auto takes a GPU where there is one."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast type of the network; boxes, costs and losses stay float32."""
+    recompute: Literal["none", "feed_forward", "layers"] = "none"
+    """What the backward pass computes again instead of keeping it from the forward pass (activation checkpointing): the
+    feed-forward blocks, or whole encoder and decoder layers. Less memory, more time, the same numbers."""
     num_threads: int = 0
     """CPU threads of torch per process; 0 leaves torch's choice."""
     log_every: int = 50

@@ -2,12 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops import ms_deform_attn
+
+
+@dataclass(frozen=True)
+class QueryBlocks:
+    """Which queries see which. The first `front` of T are denoising queries: they see all, nobody else sees them.
+
+    Two blocks need less than one mask of T x T: it is the largest tensor of a dense image, and mostly says the same.
+    """
+
+    front: int = 0
+    """F, denoising queries in front"""
+    front_bias: Tensor | None = None
+    """(B|1, 1, F|1, T) added to the scores of the denoising queries, -inf = blocked; None where they see everything"""
+    bias: Tensor | None = None
+    """(B, 1, 1, T-F) the same for the others, among themselves"""
+
+
+def blocking_bias(blocked: Tensor) -> Tensor:
+    """(B, Q, K) bool, True = blocked -> (B, 1, Q, K) float32: 0 or -inf, for all heads and layers."""
+    return torch.zeros(blocked.shape, device=blocked.device).masked_fill_(blocked, float("-inf"))[:, None]
 
 
 class MSDeformAttn(nn.Module):
@@ -61,7 +83,7 @@ class MSDeformAttn(nn.Module):
         """
         batch, num_queries, _ = queries.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        value = self.value_proj(memory).masked_fill(memory_padding_mask[..., None], 0.0)
+        value = self.value_proj(memory).masked_fill_(memory_padding_mask[..., None], 0.0)
         value = value.view(batch, memory.shape[1], heads, -1)
         weights = self.attention_weights(queries).float().view(batch, num_queries, heads, levels * points)
         weights = weights.softmax(-1).view(batch, num_queries, heads, levels, points)
@@ -101,17 +123,20 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.out_proj = nn.Linear(hidden_dim, hidden_dim)
 
-    def forward(self, queries: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, Q, D), (B, Q, D), mask (B|1, Q, Q) bool with True = blocked -> (B, Q, D)."""
+    def forward(self, queries: Tensor, position: Tensor, blocks: QueryBlocks) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T, D)."""
         dim = queries.shape[-1]
         query_key = F.linear(queries + position, self.in_proj.weight[: 2 * dim], self.in_proj.bias[: 2 * dim])
         value = F.linear(queries, self.in_proj.weight[2 * dim :], self.in_proj.bias[2 * dim :])
         query, key, value = (
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (*query_key.chunk(2, -1), value)
         )
-        allowed = None if attention_mask is None else ~attention_mask[:, None]
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        attend = partial(F.scaled_dot_product_attention, dropout_p=self.dropout if self.training else 0.0)
+        front = blocks.front
+        attended = attend(query[:, :, front:], key[:, :, front:], value[:, :, front:], attn_mask=blocks.bias)
+        if front:
+            seeing_all = attend(query[:, :, :front], key, value, attn_mask=blocks.front_bias)
+            attended = torch.cat([seeing_all, attended], dim=2)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -119,4 +144,6 @@ class FeedForward(nn.Sequential):
     """Linear, ReLU, dropout, linear; the residual is added by the caller."""
 
     def __init__(self, *, hidden_dim: int, ffn_dim: int, dropout: float) -> None:
-        super().__init__(nn.Linear(hidden_dim, ffn_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(ffn_dim, hidden_dim))
+        super().__init__(
+            nn.Linear(hidden_dim, ffn_dim), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(ffn_dim, hidden_dim)
+        )

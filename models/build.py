@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from configs.schema import Config, ModelConfig, SetLossConfig, TransformerConfig
+from configs.schema import Config, SetLossConfig, TransformerConfig
 from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1
 from models.backbone import build_backbone
 from models.backbone_weights import input_statistics
@@ -77,9 +77,7 @@ def _build_dino(config: Config) -> DINO:
     return DINO(
         **_shared_parts(config),
         denoising=denoising,
-        decoder=DinoDecoder(
-            layers=_decoder_layers(model), heads=_prediction_heads(config), hidden_dim=model.hidden_dim
-        ),
+        decoder=DinoDecoder(**_decoder_parts(config), hidden_dim=model.hidden_dim),
         hidden_dim=model.hidden_dim,
         num_queries=model.num_queries,
         mask_denoising_padding=config.fidelity.mask_denoising_padding,
@@ -96,7 +94,7 @@ def _build_deformable_detr(config: Config) -> DeformableDETR:
     return DeformableDETR(
         **_shared_parts(config),
         query_maker=query_maker,
-        decoder=DeformableDecoder(layers=_decoder_layers(model), heads=_prediction_heads(config)),
+        decoder=DeformableDecoder(**_decoder_parts(config)),
     )
 
 
@@ -110,7 +108,8 @@ def _shared_parts(config: Config) -> dict[str, Any]:
         frozen_batch_norm=model.backbone.batch_norm == "frozen",
         frozen_stages=model.backbone.frozen_stages,
     )
-    layers = [EncoderLayer(**_layer_arguments(model, model.encoder)) for _ in range(model.encoder.num_layers)]
+    arguments = _layer_arguments(config, model.encoder)
+    layers = [EncoderLayer(**arguments) for _ in range(model.encoder.num_layers)]
     return {
         "backbone": backbone,
         "neck": Neck(
@@ -126,7 +125,7 @@ def _shared_parts(config: Config) -> dict[str, Any]:
             temperature=model.position_encoding.temperature,
             offset=model.position_encoding.offset,
         ),
-        "encoder": Encoder(layers),
+        "encoder": Encoder(layers, recompute=config.runtime.recompute == "layers"),
         "proposal_head": ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.num_classes),
         "query_budget": _build_budget(config),
         "class_agnostic": model.class_agnostic_proposals,
@@ -153,14 +152,23 @@ def _build_budget(config: Config) -> nn.Module:
     )
 
 
-def _layer_arguments(model: ModelConfig, stack: TransformerConfig) -> dict[str, Any]:
-    arguments = asdict(stack) | {"hidden_dim": model.hidden_dim, "num_levels": model.neck.num_levels}
+def _layer_arguments(config: Config, stack: TransformerConfig) -> dict[str, Any]:
+    arguments = asdict(stack) | {
+        "hidden_dim": config.model.hidden_dim,
+        "num_levels": config.model.neck.num_levels,
+        "recompute_ffn": config.runtime.recompute == "feed_forward",
+    }
     del arguments["num_layers"]
     return arguments
 
 
-def _decoder_layers(model: ModelConfig) -> list[DecoderLayer]:
-    return [DecoderLayer(**_layer_arguments(model, model.decoder)) for _ in range(model.decoder.num_layers)]
+def _decoder_parts(config: Config) -> dict[str, Any]:
+    arguments = _layer_arguments(config, config.model.decoder)
+    return {
+        "layers": [DecoderLayer(**arguments) for _ in range(config.model.decoder.num_layers)],
+        "heads": _prediction_heads(config),
+        "recompute": config.runtime.recompute == "layers",
+    }
 
 
 def _prediction_heads(config: Config) -> PredictionHeads:

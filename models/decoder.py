@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MSDeformAttn, SelfAttention
+from models.attention import FeedForward, MSDeformAttn, QueryBlocks, SelfAttention
 from models.boxes import inverse_sigmoid
 from models.position_encoding import encode_boxes
 from models.proposals import BoxHead
+from models.recompute import call
 from models.structures import FeatureTokens
 
 BOX_EPS = 1e-5
@@ -34,7 +35,15 @@ class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention, feed-forward; residual and LayerNorm behind each."""
 
     def __init__(
-        self, *, hidden_dim: int, num_levels: int, num_heads: int, num_points: int, ffn_dim: int, dropout: float
+        self,
+        *,
+        hidden_dim: int,
+        num_levels: int,
+        num_heads: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+        recompute_ffn: bool = False,
     ) -> None:
         super().__init__()
         self.self_attention = SelfAttention(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout)
@@ -46,12 +55,11 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(hidden_dim=hidden_dim, ffn_dim=ffn_dim, dropout=dropout)
         self.ffn_norm = nn.LayerNorm(hidden_dim)
         self.dropout = nn.Dropout(dropout)
+        self.recompute_ffn = recompute_ffn
 
-    def forward(
-        self, queries: Tensor, position: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
-    ) -> Tensor:
-        """(B, Q, D), (B, Q, D), boxes (B, Q, 4), mask (B|1, Q, Q) -> (B, Q, D)."""
-        attended = self.self_attention(queries, position, attention_mask)
+    def forward(self, queries: Tensor, position: Tensor, boxes: Tensor, memory: Memory, blocks: QueryBlocks) -> Tensor:
+        """(B, Q, D), (B, Q, D), boxes (B, Q, 4) -> (B, Q, D)."""
+        attended = self.self_attention(queries, position, blocks)
         queries = self.self_norm(queries + self.dropout(attended))
         attended = self.cross_attention(
             queries + position,
@@ -61,7 +69,7 @@ class DecoderLayer(nn.Module):
             memory.features.spatial_shapes,
         )
         queries = self.cross_norm(queries + self.dropout(attended))
-        return self.ffn_norm(queries + self.dropout(self.ffn(queries)))
+        return self.ffn_norm(queries + self.dropout(call(self.ffn, queries, recompute=self.recompute_ffn)))
 
 
 class PredictionHeads(nn.Module):
@@ -80,22 +88,25 @@ class DinoDecoder(nn.Module):
     for the output, with two epsilons (published). The output of layer l starts from the undetached boxes of layer
     l-1, so that its loss reaches them.
 
+    recompute   the backward pass computes the layers again, see `models.recompute`
+
     Source: Zhang et al., DINO, ICLR 2023.
     """
 
-    def __init__(self, *, layers: Sequence[DecoderLayer], heads: PredictionHeads, hidden_dim: int) -> None:
+    def __init__(
+        self, *, layers: Sequence[DecoderLayer], heads: PredictionHeads, hidden_dim: int, recompute: bool
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.layers = nn.ModuleList(layers)
         self.heads = heads
         self.norm = nn.LayerNorm(hidden_dim)
         self.position_head = nn.Sequential(
-            nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim)
+            nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, hidden_dim)
         )
         self.features_per_coordinate = hidden_dim // 2
 
-    def forward(
-        self, content: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, content: Tensor, boxes: Tensor, memory: Memory, blocks: QueryBlocks) -> tuple[Tensor, Tensor]:
         """Content (B, Q, D), boxes (B, Q, 4) in [0, 1] -> class and box logits, (layers, B, Q, K) and (..., 4)."""
         queries = content
         looked_forward = boxes
@@ -104,7 +115,8 @@ class DinoDecoder(nn.Module):
             encoding = encode_boxes(
                 memory.references(boxes)[:, :, 0], features=self.features_per_coordinate, order=(1, 0, 2, 3)
             )
-            queries = layer(queries, self.position_head(encoding), boxes, memory, attention_mask)
+            position = self.position_head(encoding)
+            queries = call(layer, queries, position, boxes, memory, blocks, recompute=self.recompute)
             hidden = self.norm(queries)
             logits.append(classifier(hidden))
             outputs.append(box_head(hidden) + inverse_sigmoid(looked_forward, BOX_EPS))
@@ -116,22 +128,25 @@ class DinoDecoder(nn.Module):
 class DeformableDecoder(nn.Module):
     """Deformable DETR: one position for all layers; each layer's boxes are the next one's references, detached.
 
+    recompute   the backward pass computes the layers again, see `models.recompute`
+
     Source: Zhu et al., Deformable DETR, ICLR 2021, iterative box refinement.
     """
 
-    def __init__(self, *, layers: Sequence[DecoderLayer], heads: PredictionHeads) -> None:
+    def __init__(self, *, layers: Sequence[DecoderLayer], heads: PredictionHeads, recompute: bool) -> None:
         super().__init__()
+        self.recompute = recompute
         self.layers = nn.ModuleList(layers)
         self.heads = heads
 
     def forward(
-        self, content: Tensor, position: Tensor, boxes: Tensor, memory: Memory, attention_mask: Tensor | None
+        self, content: Tensor, position: Tensor, boxes: Tensor, memory: Memory, blocks: QueryBlocks
     ) -> tuple[Tensor, Tensor]:
         """Content and position (B, Q, D), boxes (B, Q, 4) in [0, 1] -> class and box logits of all layers."""
         queries = content
         logits, outputs = [], []
         for layer, classifier, box_head in zip(self.layers, self.heads.classifiers, self.heads.box_heads, strict=True):
-            queries = layer(queries, position, boxes, memory, attention_mask)
+            queries = call(layer, queries, position, boxes, memory, blocks, recompute=self.recompute)
             logits.append(classifier(queries))
             outputs.append(box_head(queries) + inverse_sigmoid(boxes, BOX_EPS))
             boxes = outputs[-1].detach().sigmoid()

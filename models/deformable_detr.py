@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.decoder import DeformableDecoder, Memory
 from models.encoder import Encoder, Tokenizer
 from models.position_encoding import encode_boxes
-from models.proposals import ProposalHead, limit_to_tokens, query_attention_mask, select_queries
+from models.proposals import ProposalHead, limit_to_tokens, query_blocks, select_queries
 from models.structures import DetectorOutput, LayerPredictions, QueryBudget, Target
 
 
@@ -84,8 +84,8 @@ class DeformableDETR(nn.Module):
 
         boxes = queries.boxes_unact.detach().sigmoid()
         content, position = self.query_maker(boxes)
-        attention_mask = query_attention_mask(queries)
-        logits, boxes_unact = self.decoder(content, position, boxes, Memory(memory, features), attention_mask)
+        blocks = query_blocks(queries)
+        logits, boxes_unact = self.decoder(content, position, boxes, Memory(memory, features), blocks)
         return DetectorOutput(
             queries=LayerPredictions(logits, boxes_unact, queries.padding_mask, queries.counts),
             num_queries=num_queries,

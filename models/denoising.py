@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.attention import QueryBlocks, blocking_bias
 from models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from models.structures import DenoisingQueries, Target
 
@@ -130,22 +131,37 @@ class Denoising(nn.Module):
         return (parts + objects).flatten()
 
 
-def denoising_attention_mask(denoising: DenoisingQueries, num_matching: int, *, mask_padding: bool) -> Tensor:
-    """Who may not attend to whom, denoising queries first.
+def denoising_blocks(
+    denoising: DenoisingQueries, query_padding_mask: Tensor, behind: QueryBlocks, *, mask_padding: bool
+) -> QueryBlocks:
+    """Denoising queries in front of the matching ones, of which nobody attends to the padding.
+
+    query_padding_mask   (B, Q)
+    behind               the matching queries among themselves
+    mask_padding         see `denoising_mask`
+    """
+    front = denoising.content.shape[1]
+    bias = None
+    if denoising.num_groups > 1 or (mask_padding and len(query_padding_mask) > 1):
+        blocked = denoising_mask(denoising, query_padding_mask.shape[1], mask_padding=mask_padding)
+        bias = blocking_bias(blocked | nn.functional.pad(query_padding_mask, (front, 0))[:, None])
+    elif behind.bias is not None:
+        bias = nn.functional.pad(behind.bias, (front, 0))
+    return QueryBlocks(front=front, front_bias=bias, bias=behind.bias)
+
+
+def denoising_mask(denoising: DenoisingQueries, num_matching: int, *, mask_padding: bool) -> Tensor:
+    """Whom the denoising queries may not attend to; denoising queries first, then the matching ones.
 
     mask_padding   also hide empty denoising slots (the published code shows them)
-    returns        (1|B, T+Q, T+Q) bool, True = blocked: matching queries see no denoising query, groups do not
-                   see one another; every denoising query sees the matching queries (published)
+    returns        (1|B, F, F+Q) bool, True = blocked: groups do not see one another; every denoising query sees the
+                   matching queries (published), and none of them sees it
     """
-    slots = denoising.content.shape[1]
-    total = slots + num_matching
-    device = denoising.content.device
-    mask = torch.zeros(total, total, dtype=torch.bool, device=device)
-    mask[slots:, :slots] = True
-    group = torch.arange(slots, device=device) // max(denoising.group_size, 1)
-    mask[:slots, :slots] = group[:, None] != group
+    front, device = denoising.content.shape[1], denoising.content.device
+    group = torch.arange(front, device=device) // max(denoising.group_size, 1)
+    mask = nn.functional.pad(group[:, None] != group, (0, num_matching))
     if not mask_padding:
         return mask[None]
     hidden = nn.functional.pad(denoising.padding_mask, (0, num_matching))
-    itself = torch.eye(total, dtype=torch.bool, device=device)
+    itself = torch.eye(front, front + num_matching, dtype=torch.bool, device=device)
     return (mask | hidden[:, None]) & ~itself

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from models.decoder import DinoDecoder, Memory
-from models.denoising import Denoising, NoiseDraws, denoising_attention_mask
+from models.denoising import Denoising, NoiseDraws, denoising_blocks
 from models.encoder import Encoder, Tokenizer
-from models.proposals import ProposalHead, limit_to_tokens, query_attention_mask, select_queries
+from models.proposals import ProposalHead, limit_to_tokens, query_blocks, select_queries
 from models.structures import (
-    DenoisingQueries,
     DetectorOutput,
     LayerPredictions,
     QueryBudget,
-    SelectedProposals,
     Target,
 )
 
@@ -27,7 +25,7 @@ class DINO(nn.Module):
 
     num_queries              rows of the content table: the ceiling of every image's query count
     class_agnostic           see `select_queries`
-    mask_denoising_padding   see `denoising_attention_mask`
+    mask_denoising_padding   see `denoising_mask`
     """
 
     def __init__(
@@ -77,15 +75,15 @@ class DINO(nn.Module):
         batch, most = queries.index.shape
         content = self.content_queries.weight[:most].expand(batch, -1, -1)
         boxes = queries.boxes_unact.detach().sigmoid()
-        attention_mask = query_attention_mask(queries)
+        blocks = query_blocks(queries)
         denoising = None
         if self.denoising is not None and targets is not None:
             denoising = self.denoising(targets, noise)
-            attention_mask = self._training_attention_mask(denoising, queries)
+            blocks = denoising_blocks(denoising, queries.padding_mask, blocks, mask_padding=self.mask_denoising_padding)
             content = torch.cat([denoising.content, content], dim=1)
             boxes = torch.cat([denoising.boxes_unact.sigmoid(), boxes], dim=1)
 
-        logits, boxes_unact = self.decoder(content, boxes, Memory(memory, features), attention_mask)
+        logits, boxes_unact = self.decoder(content, boxes, Memory(memory, features), blocks)
         front, denoised = 0, None
         if denoising is not None:
             front = denoising.content.shape[1]
@@ -104,9 +102,3 @@ class DINO(nn.Module):
             denoising_queries=denoising,
             aux=aux | {"padded_size": torch.tensor(images.shape[-2:])},
         )
-
-    def _training_attention_mask(self, denoising: DenoisingQueries, queries: SelectedProposals) -> Tensor:
-        """Denoising mask, and nobody attends to the padding of the matching queries."""
-        slots = denoising.content.shape[1]
-        mask = denoising_attention_mask(denoising, queries.index.shape[1], mask_padding=self.mask_denoising_padding)
-        return mask | nn.functional.pad(queries.padding_mask, (slots, 0))[:, None]

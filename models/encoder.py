@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.attention import FeedForward, MSDeformAttn
 from models.position_encoding import encode_map
+from models.recompute import call
 from models.structures import FeatureTokens
 
 
@@ -60,7 +61,15 @@ class EncoderLayer(nn.Module):
     """Deformable self-attention and feed-forward block, each with residual and LayerNorm behind it."""
 
     def __init__(
-        self, *, hidden_dim: int, num_levels: int, num_heads: int, num_points: int, ffn_dim: int, dropout: float
+        self,
+        *,
+        hidden_dim: int,
+        num_levels: int,
+        num_heads: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+        recompute_ffn: bool = False,
     ) -> None:
         super().__init__()
         self.attention = MSDeformAttn(
@@ -70,6 +79,7 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(hidden_dim=hidden_dim, ffn_dim=ffn_dim, dropout=dropout)
         self.ffn_norm = nn.LayerNorm(hidden_dim)
         self.dropout = nn.Dropout(dropout)
+        self.recompute_ffn = recompute_ffn
 
     def forward(self, tokens: Tensor, features: FeatureTokens, references: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
@@ -77,14 +87,18 @@ class EncoderLayer(nn.Module):
             tokens + features.position, references, tokens, features.padding_mask, features.spatial_shapes
         )
         tokens = self.attention_norm(tokens + self.dropout(attended))
-        return self.ffn_norm(tokens + self.dropout(self.ffn(tokens)))
+        return self.ffn_norm(tokens + self.dropout(call(self.ffn, tokens, recompute=self.recompute_ffn)))
 
 
 class Encoder(nn.Module):
-    """Layers one after the other; every token is a query."""
+    """Layers one after the other; every token is a query.
 
-    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
+    recompute   the backward pass computes the layers again, see `models.recompute`
+    """
+
+    def __init__(self, layers: Sequence[EncoderLayer], *, recompute: bool) -> None:
         super().__init__()
+        self.recompute = recompute
         self.layers = nn.ModuleList(layers)
 
     def forward(self, features: FeatureTokens) -> Tensor:
@@ -92,5 +106,5 @@ class Encoder(nn.Module):
         references = token_references(features.spatial_shapes, features.valid_ratios)
         tokens = features.tokens
         for layer in self.layers:
-            tokens = layer(tokens, features, references)
+            tokens = call(layer, tokens, features, references, recompute=self.recompute)
         return tokens

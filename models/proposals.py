@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.attention import QueryBlocks, blocking_bias
 from models.structures import FeatureTokens, ProposalSet, SelectedProposals
 
 BASE_SIZE = 0.05
@@ -43,7 +44,10 @@ class BoxHead(nn.Module):
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         self.hidden = nn.Sequential(
-            nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim), nn.ReLU()
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(inplace=True),
         )
         self.deltas = nn.Linear(hidden_dim, 4)
 
@@ -124,8 +128,8 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))
 
 
-def query_attention_mask(queries: SelectedProposals) -> Tensor | None:
-    """(B, Q, Q) bool, True = blocked: nobody attends to padding. None where there is none."""
+def query_blocks(queries: SelectedProposals) -> QueryBlocks:
+    """Nobody attends to padding."""
     if len(set(queries.counts)) <= 1:
-        return None
-    return queries.padding_mask[:, None, :].expand(-1, queries.padding_mask.shape[1], -1)
+        return QueryBlocks()
+    return QueryBlocks(bias=blocking_bias(queries.padding_mask[:, None]))

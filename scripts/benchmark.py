@@ -1,6 +1,8 @@
 """What the parts cost in time and memory, each measured beside what it is compared with, in one run.
 
     python scripts/benchmark.py ops                      deformable attention: every backend, against grid_sample
+    python scripts/benchmark.py model                    a detector's inference, part by part
+    python scripts/benchmark.py train                    a training step
     python scripts/benchmark.py match                    matching, against one published assigner call per layer
     python scripts/benchmark.py targets                  density targets, against the published loop
     python scripts/benchmark.py data                     reading images, and a large annotation file with its workers
@@ -18,13 +20,23 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.benchmarks import data, evaluation, harness, match, operator, targets
+from engine.memory import allocate_in_huge_pages
+from scripts.benchmarks import data, evaluation, harness, match, model, operator, targets, train
 
-PARTS = {"ops": operator, "match": match, "targets": targets, "data": data, "eval": evaluation}
+PARTS = {
+    "ops": operator,
+    "model": model,
+    "train": train,
+    "match": match,
+    "targets": targets,
+    "data": data,
+    "eval": evaluation,
+}
 """Each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
+    allocate_in_huge_pages()
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     harness.report(options.part, options.measure(options), json_file=options.json)

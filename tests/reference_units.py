@@ -14,7 +14,7 @@ from d3q import LogSizeL1, density_focal_loss, density_target
 from d3q.density_loss import gaussian_radius
 from models.boxes import L1Distance, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
 from models.criterion import sigmoid_focal_loss
-from models.denoising import Denoising, NoiseDraws, denoising_attention_mask
+from models.denoising import Denoising, NoiseDraws, denoising_mask
 from models.matcher import HungarianMatcher, MatchRequest, match
 from models.matching_cost import MatchingCost, focal_class_cost, softmax_class_cost
 from models.position_encoding import encode_boxes, encode_map
@@ -248,9 +248,17 @@ def _cdn(golden: Golden, case: str) -> None:
     assert_close(golden, "cdn label_query", content, golden[key], **EXACT)
     assert_close(golden, "cdn bbox_query", queries.boxes_unact, golden[f"{prefix}/bbox_query"], **CLOSE)
     shape = golden[f"{prefix}/mask_shape"].tolist()
-    mask = denoising_attention_mask(queries, int(golden[f"{prefix}/num_matching"]), mask_padding=False)[0]
+    mask = denoising_mask(queries, int(golden[f"{prefix}/num_matching"]), mask_padding=False)[0]
     bits = np.unpackbits(golden.arrays[f"{prefix}/mask_packed"], count=shape[0] * shape[1])
-    assert torch.equal(mask, torch.from_numpy(bits).view(*shape).bool()), "attention masks differ"
+    assert_same_visibility(mask, torch.from_numpy(bits).view(*shape).bool())
+
+
+def assert_same_visibility(mask: Tensor, published: Tensor) -> None:
+    """Ours holds the denoising queries' rows; the others see all but the denoising queries."""
+    front = len(mask)
+    assert torch.equal(mask, published[:front]), "attention masks differ"
+    assert bool(published[front:, :front].all())
+    assert not bool(published[front:, front:].any())
 
 
 def _msda(golden: Golden, case: str) -> None:

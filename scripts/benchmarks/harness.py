@@ -64,6 +64,35 @@ def seconds_alternately(work: Mapping[str, Callable[[], object]], *, repeats: in
     return seconds
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one piece of work took; `cpu` adds up the threads, and waits for no other process."""
+
+    wall: float
+    """Seconds"""
+    cpu: float
+    """Seconds of this process"""
+
+
+def costs_alternately(work: Mapping[str, Callable[[], object]], *, repeats: int, warm: bool = True) -> dict[str, Cost]:
+    """Medians of each piece of work, all in turn `repeats` times, after a first turn not counted where `warm`."""
+    found: dict[str, list[Cost]] = {name: [] for name in work}
+    for turn in range(repeats + warm):
+        for name, run in work.items():
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = run()
+            synchronise()
+            cost = Cost(time.perf_counter() - wall, time.process_time() - cpu)
+            del result
+            if turn >= warm:
+                found[name].append(cost)
+    return {
+        name: Cost(median([cost.wall for cost in costs]), median([cost.cpu for cost in costs]))
+        for name, costs in found.items()
+    }
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
@@ -96,6 +125,11 @@ def peak_resident_mebibytes(work: Callable[[], object]) -> float:
     before_kib = _status("VmRSS")
     work()
     return (_status("VmHWM") - before_kib) / 1024
+
+
+def process_mebibytes() -> float:
+    """Most resident memory of this process since the last `peak_mebibytes` began. Linux only."""
+    return _status("VmHWM") / 1024
 
 
 def _status(key: str) -> int:

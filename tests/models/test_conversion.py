@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.loader import load_config
 from engine.checkpoint import load_weights
+from models.attention import QueryBlocks
 from models.build import build_detector
 from models.conversion import Naming, mmdetection_naming, original_naming, to_mmdetection, translate
 from models.decoder import DecoderLayer, Memory
@@ -207,7 +208,7 @@ def test_a_decoder_layer_computes_what_the_original_computes() -> None:
     }
     queries, position = torch.randn(2, 1, 5, 16)
     expected = original_decoder_layer(state, layer, queries, position)
-    torch.testing.assert_close(layer(queries, position, BOXES, MEMORY, None), expected)
+    torch.testing.assert_close(layer(queries, position, BOXES, MEMORY, QueryBlocks()), expected)
 
 
 def test_group_norm_does_not_remove_the_bias_of_the_neck() -> None:
