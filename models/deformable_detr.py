@@ -84,7 +84,7 @@ class DeformableDETR(nn.Module):
 
         boxes = queries.boxes_unact.detach().sigmoid()
         content, position = self.query_maker(boxes)
-        blocks = query_blocks(queries)
+        blocks = query_blocks(queries.padding_mask, queries.counts)
         logits, boxes_unact = self.decoder(content, position, boxes, Memory(memory, features), blocks)
         return DetectorOutput(
             queries=LayerPredictions(logits, boxes_unact, queries.padding_mask, queries.counts),

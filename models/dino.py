@@ -75,7 +75,7 @@ class DINO(nn.Module):
         batch, most = queries.index.shape
         content = self.content_queries.weight[:most].expand(batch, -1, -1)
         boxes = queries.boxes_unact.detach().sigmoid()
-        blocks = query_blocks(queries)
+        blocks = query_blocks(queries.padding_mask, queries.counts)
         denoising = None
         if self.denoising is not None and targets is not None:
             denoising = self.denoising(targets, noise)

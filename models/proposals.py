@@ -128,8 +128,8 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))
 
 
-def query_blocks(queries: SelectedProposals) -> QueryBlocks:
-    """Nobody attends to padding."""
-    if len(set(queries.counts)) <= 1:
+def query_blocks(padding_mask: Tensor, counts: Sequence[int]) -> QueryBlocks:
+    """(B, Q) bool, and the queries of each image that are not padding -> nobody attends to padding."""
+    if min(counts) == padding_mask.shape[1]:
         return QueryBlocks()
-    return QueryBlocks(bias=blocking_bias(queries.padding_mask[:, None]))
+    return QueryBlocks(bias=blocking_bias(padding_mask[:, None]))

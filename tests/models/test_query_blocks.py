@@ -37,7 +37,7 @@ def test_blocks_equal_one_mask(objects: tuple[int, ...], mask_padding: bool, cou
     denoising = maker([random_target(count) for count in objects])
     front, batch = denoising.content.shape[1], len(objects)
     padding = torch.arange(QUERIES) >= torch.tensor(counts[:batch])[:, None]
-    blocks = denoising_blocks(denoising, padding, query_blocks(padding), mask_padding=mask_padding)
+    blocks = denoising_blocks(denoising, padding, query_blocks(padding, counts[:batch]), mask_padding=mask_padding)
 
     blocked = torch.zeros(batch, front + QUERIES, front + QUERIES, dtype=torch.bool)
     blocked[:, front:, :front] = True
@@ -54,7 +54,9 @@ def test_nothing_is_masked_where_everything_is_seen() -> None:
     maker = Denoising(hidden_dim=DIM, num_classes=8, num_queries=8, label_noise=0.5, box_noise=1.0)
     alone = torch.zeros(1, QUERIES, dtype=torch.bool)
     for objects in (5, 300):  # one group
-        blocks = denoising_blocks(maker([random_target(objects)]), alone, query_blocks(alone), mask_padding=True)
+        blocks = denoising_blocks(
+            maker([random_target(objects)]), alone, query_blocks(alone, [QUERIES]), mask_padding=True
+        )
         assert blocks == QueryBlocks(front=2 * objects)
 
 
