@@ -214,8 +214,8 @@ def _fetch(groups: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors on the host, after a single wait for their device."""
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if any(tensor.is_cuda for tensor in tensors):
-        torch.cuda.synchronize()  # sync
+    if tensors[0].is_cuda:
+        torch.cuda.current_stream(tensors[0].device).synchronize()  # sync
     return copies
 
 

@@ -7,7 +7,7 @@ makes the assignment hard. "other matches" counts objects that got another predi
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -48,23 +48,31 @@ def _rows(stack: str, options: argparse.Namespace) -> Iterator[dict[str, Cell]]:
     for kind in options.predictions:
         for count in options.objects:
             request = make_request(stack, kind, count, device=options.device)
-            ours, published = partial(match, [request]), partial(published_match, request)
-            queries = ours()[0].query.view(-1, count).cpu()
-            differing = int((queries != published()).sum())
-            found = seconds_alternately({"published": published, "ours": ours}, repeats=options.repeats)
+            work = {"published": partial(published_match, request), "here": partial(_match, request)}
+            queries: dict[str, Tensor] = {}
+            memory = {name: peak_mebibytes(partial(_keep, queries, name, run)) for name, run in work.items()}
+            found = seconds_alternately(work, repeats=options.repeats)
             seconds = {name: median(values) for name, values in found.items()}
-            memory = {"published": peak_mebibytes(published), "ours": peak_mebibytes(ours)}
             yield {
                 "predictions": kind,
                 "objects": count,
                 "published, ms": 1e3 * seconds["published"],
-                "here, ms": 1e3 * seconds["ours"],
-                "share of time": seconds["ours"] / seconds["published"],
+                "here, ms": 1e3 * seconds["here"],
+                "share of time": seconds["here"] / seconds["published"],
                 "published, MiB": memory["published"],
-                "here, MiB": memory["ours"],
-                "share of memory": memory["ours"] / max(memory["published"], 1.0),
-                "other matches": differing,
+                "here, MiB": memory["here"],
+                "share of memory": memory["here"] / max(memory["published"], 1.0),
+                "other matches": int((queries["here"] != queries["published"]).sum()),
             }
+
+
+def _match(request: MatchRequest) -> Tensor:
+    """(layers, N) matched queries of the only image."""
+    return match([request])[0].query.view(len(request.logits), -1).cpu()
+
+
+def _keep(results: dict[str, Tensor], name: str, run: Callable[[], Tensor]) -> None:
+    results[name] = run()
 
 
 def make_request(stack: str, kind: str, count: int, *, device: str) -> MatchRequest:
@@ -120,7 +128,7 @@ MAKERS = {"trained": _trained, "random": _random, "alike": _alike}
 
 
 def published_match(request: MatchRequest) -> Tensor:
-    """(layers, N) matched queries of the first image."""
+    """(layers, N) matched queries of the only image."""
     target, labels = request.targets[0], request.labels[0]
     matched = []
     for logits, boxes in zip(request.logits[:, 0], request.boxes[:, 0], strict=True):
