@@ -35,7 +35,7 @@ from engine.detection_metrics import get_protocol
 from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
 from engine.evaluate import evaluate_detector, predict_batches
 from engine.logger import RunLogger, progress
-from engine.memory import allocate_in_huge_pages
+from engine.memory import tune_allocation
 from engine.optim import build_optimizer
 from engine.showcase import gallery_indices, show_evaluation
 from engine.train import NonFiniteLossError
@@ -75,7 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and return the exit code; expected errors are one message, without a traceback."""
-    allocate_in_huge_pages()
+    tune_allocation()
     return exit_code(lambda: run(parse_arguments(arguments)), EXIT_CODES)
 
 

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.memory import allocate_in_huge_pages
+from engine.memory import tune_allocation
 from scripts.benchmarks import data, evaluation, harness, match, model, operator, targets, train
 
 PARTS = {
@@ -36,7 +36,7 @@ PARTS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    allocate_in_huge_pages()
+    tune_allocation()
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     harness.report(options.part, options.measure(options), json_file=options.json)
