@@ -47,11 +47,14 @@ class StopRequest:
         """
         if self._processes.world_size == 1:
             self.agreed = self._noted is not None
-        else:
-            earlier = self._reduced
-            self._reduced = torch.full((), int(self._noted is not None), device=self._processes.device)
-            dist.all_reduce(self._reduced, op=dist.ReduceOp.MAX)
-            self.agreed = earlier is not None and bool(earlier)  # sync, with the step before
+            return self.agreed
+        earlier, self._reduced = self._reduced, self._any_noted()
+        self.agreed = earlier is not None and bool(earlier)  # sync, with the step before
+        return self.agreed
+
+    def settle(self) -> bool:
+        """`agree` of this very moment, for between epochs: before work that one process must not leave alone."""
+        self.agreed = self.agreed or bool(self._any_noted())  # sync
         return self.agreed
 
     @contextmanager
@@ -85,3 +88,9 @@ class StopRequest:
             raise KeyboardInterrupt
         if self._at_once:
             raise self.interrupted()
+
+    def _any_noted(self) -> torch.Tensor:
+        noted = torch.full((), int(self._noted is not None), device=self._processes.device)
+        if self._processes.world_size > 1:
+            dist.all_reduce(noted, op=dist.ReduceOp.MAX)
+        return noted

@@ -122,7 +122,7 @@ class Trainer:
                 if self.progress.evaluated:
                     self._train_epoch(trained)
                     self._save()
-                if self.stop.agreed:
+                if self.stop.settle():
                     raise self.stop.interrupted()
                 if not self.progress.evaluated:
                     self._evaluate()

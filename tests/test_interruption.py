@@ -151,16 +151,19 @@ def test_a_real_signal_to_everything_that_belongs_to_the_run(experiment: Path, t
 
 
 @pytest.mark.slow
-def test_two_processes_stop_after_the_same_step_and_go_on_to_the_same_bits(experiment: Path, tmp_path: Path) -> None:
-    """Only the second one gets the signal."""
+@pytest.mark.parametrize(("call", "place"), [(1, (0, 2, 2)), (3, (1, 0, 3))])
+def test_two_processes_stop_after_the_same_step_and_go_on_to_the_same_bits(
+    experiment: Path, tmp_path: Path, call: int, place: tuple[int, int, int]
+) -> None:
+    """Only the second one gets the signal; inside an epoch the first one knows a step later, at its end at once."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
     hook = tmp_path / "hook.py"
-    hook.write_text(HOOK.format(root=str(Path(main.__file__).parent)))
+    hook.write_text(HOOK.format(root=str(Path(main.__file__).parent), call=call))
     two = command(2)[:-1]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for program, given, code in [
-        (main.__file__, arguments(experiment, whole), 0),
-        (str(hook), arguments(experiment, folder), 1),
+        (main.__file__, arguments(experiment, whole, "data.batch_size=1"), 0),
+        (str(hook), arguments(experiment, folder, "data.batch_size=1"), 1),
         (main.__file__, ["--resume", str(folder / "last.pth")], 0),
     ]:
         done = subprocess.run([*two, program, *given], env=environment, capture_output=True, text=True, timeout=200)
@@ -168,7 +171,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on_to_the_same_bits(exper
         if code == 1:
             assert status(folder)["exit_code"] == 75
             stopped = load_checkpoint(folder / "last.pth")
-            assert (stopped.epoch, stopped.batch, stopped.step) == (1, 1, 3)  # two steps per epoch; one step later
+            assert (stopped.epoch, stopped.batch, stopped.step) == place
     assert_same_end(folder, whole)
 
 
@@ -180,7 +183,7 @@ from engine.interruption import StopRequest
 agree, calls = StopRequest.agree, []
 def counted(request):
     calls.append(1)
-    if len(calls) == 2 and os.environ["RANK"] == "1":
+    if len(calls) == {call} and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
     return agree(request)
 StopRequest.agree = counted
