@@ -6,7 +6,12 @@
     python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
     torchrun --nproc_per_node=2 main.py --config X                    two processes
 
-Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or weights, 5 the loss is not finite, 1 unexpected.
+SIGTERM or SIGINT (Ctrl-C) stops a training after the step in hand: last.pth holds it, and --resume goes on to the same
+weights as a run that was not stopped. status.json in the run folder tells the state and the exit code, also under
+torchrun, which returns 1 for all of them.
+
+Exit codes: 0 done, 2 usage, config or run folder, 3 data, 4 checkpoint or weights, 5 the loss is not finite, 75 stopped
+by a signal and saved, 1 unexpected.
 """
 
 import argparse
@@ -34,9 +39,11 @@ from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load
 from engine.detection_metrics import get_protocol
 from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
 from engine.evaluate import evaluate_detector, predict_batches
+from engine.interruption import Interrupted
 from engine.logger import RunLogger, progress
 from engine.memory import tune_allocation
 from engine.optim import build_optimizer
+from engine.run_folder import Resumption, RunFolder, RunFolderError, load_newest
 from engine.showcase import gallery_indices, show_evaluation
 from engine.train import NonFiniteLossError
 from engine.trainer import Trainer, announce
@@ -46,11 +53,13 @@ from models.matcher import NonFiniteCostError
 
 EXIT_CODES: dict[type[Exception], int] = {
     ConfigError: 2,
+    RunFolderError: 2,
     DataError: 3,
     CheckpointError: 4,
     WeightsError: 4,
     NonFiniteLossError: 5,
     NonFiniteCostError: 5,
+    Interrupted: 75,
 }
 
 
@@ -97,7 +106,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
     if arguments.config is None and arguments.resume is None:
         raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to go on with one")
-    checkpoint = load_checkpoint(arguments.resume) if arguments.resume is not None else None
+    start = None
+    if arguments.resume is not None:
+        whole = Resumption(load_checkpoint(arguments.resume), arguments.resume) if arguments.eval else None
+        start = whole or load_newest(arguments.resume)
+    checkpoint = start.checkpoint if start is not None else None
     config = resolve_config(arguments.set, file=arguments.config, resume=arguments.resume, checkpoint=checkpoint)
     if arguments.print_config:
         print(dump_config(config), end="")
@@ -108,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.eval and checkpoint is not None:
         evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
     else:
-        train(config, checkpoint, processes)
+        train(config, start, processes)
 
 
 def resolve_config(
@@ -141,11 +154,12 @@ def start_runtime(config: Config) -> Processes:
     return processes
 
 
-def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -> None:
+def train(config: Config, start: Resumption | None, processes: Processes) -> None:
     """Train to the last epoch, evaluating and saving on the way."""
     data, runtime = config.data, config.runtime
+    checkpoint = start.checkpoint if start is not None else None
     folder = Path(str(runtime.output_dir))
-    if checkpoint is None and (folder / "last.pth").exists():
+    if checkpoint is None and any(folder.glob("last*.pth")):
         raise UsageError(
             f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
             "runtime.output_dir, or remove it"
@@ -173,7 +187,13 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
         seed=runtime.seed,
         pin_memory=processes.device.type == "cuda",
     )
-    with RunLogger(folder, is_main=processes.is_main) as logger:
+    resumed = start.path if start is not None else None
+    with (
+        RunFolder(folder, processes, keep=runtime.keep_checkpoints, resumed=resumed, codes=EXIT_CODES) as run_folder,
+        RunLogger(folder, is_main=processes.is_main) as logger,
+    ):
+        if start is not None and start.warning is not None:
+            logger.say(start.warning)
         trainer = Trainer(
             detector=detector,
             criterion=build_criterion(config),
@@ -186,7 +206,7 @@ def train(config: Config, checkpoint: Checkpoint | None, processes: Processes) -
             categories=training_set.categories,
             processes=processes,
             logger=logger,
-            folder=folder,
+            run_folder=run_folder,
         )
         if checkpoint is None:
             logger.rewind(-1)  # of a run that ended before its first checkpoint

@@ -455,10 +455,12 @@ class RuntimeConfig:
     """Steps between two log lines and metric records."""
     output_dir: str | None = None
     """Run folder; null: runs/<name of the config file>."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints kept: last.pth, last.1.pth before it, and so on; best.pth besides."""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "seed", "num_threads")
-        require_positive(self, "log_every")
+        require_positive(self, "log_every", "keep_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)

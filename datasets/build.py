@@ -24,6 +24,7 @@ from datasets.transforms import (
     Transform,
     resized_shape,
 )
+from datasets.worker_signals import leave_signals_to_parent
 
 DENSITY_RANGE = (1e-4, 0.5)
 """Of `mean_density`: beyond it a sigmoid hardly learns."""
@@ -104,6 +105,7 @@ def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:
         "num_workers": data.num_workers,
         "collate_fn": collate,
         "pin_memory": pin_memory,
+        "worker_init_fn": leave_signals_to_parent,
         "persistent_workers": data.num_workers > 0,
         # Forked workers share the annotations and cached images; others would be sent a copy each.
         "multiprocessing_context": "fork" if data.num_workers > 0 and "fork" in get_all_start_methods() else None,

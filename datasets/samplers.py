@@ -36,14 +36,17 @@ class TrainSampler(Sampler[list[SampleKey]]):
             raise ValueError(f"batch_size {batch_size} is below 1")
         self.num_images, self.batch_size = num_images, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.epoch = 0
+        self.epoch = self.start_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation; call it before each epoch, also after a resume."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the permutation; call it before each epoch, also after a resume.
+
+        start_batch   leave out so many batches, those of the epoch that a stopped run was through with
+        """
+        self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches per epoch, the same on every rank."""
+        """Batches of a whole epoch, the same on every rank."""
         images_per_rank = -(-self.num_images // self.world_size)
         return -(-images_per_rank // self.batch_size)
 
@@ -52,7 +55,7 @@ class TrainSampler(Sampler[list[SampleKey]]):
         images_per_rank = -(-self.num_images // self.world_size)
         order = np.resize(order, images_per_rank * self.world_size)  # wraps around
         mine = order[self.rank :: self.world_size].tolist()
-        for start in range(0, len(mine), self.batch_size):
+        for start in range(self.start_batch * self.batch_size, len(mine), self.batch_size):
             yield [SampleKey(self.epoch, index) for index in mine[start : start + self.batch_size]]
 
 

@@ -1,7 +1,5 @@
-"""Checkpoints: everything a run needs to go on, written whole or not at all, read without executing anything."""
+"""Checkpoints: everything a run needs to go on."""
 
-import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FORMAT = 1
+from engine.archive import CheckpointError, DamagedError, is_sealed, read_archive, write_archive
 
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be read, or does not fit."""
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run at the end of an epoch. Tensors and plain values only."""
+    """The state of a run after any step. Tensors and plain values only."""
 
     model: dict[str, Tensor]
     """State dict of the detector"""
@@ -40,7 +36,15 @@ class Checkpoint:
     best_score: float
     """Best evaluation so far; -1 before the first"""
     evaluated: bool
-    """Whether this epoch's evaluation is done"""
+    """Whether the evaluation due after the last finished epoch is done"""
+    batch: int = 0
+    """Finished batches of the epoch in progress, per process"""
+    batches: int = 0
+    """Batches of an epoch, per process"""
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds."""
+        return {"format": FORMAT, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     def require_training_state(self, path: Path) -> None:
         """Raises CheckpointError for one that cannot be trained on."""
@@ -69,18 +73,7 @@ def weights_checkpoint(model: dict[str, Tensor], *, config: str, categories: lis
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write beside the old file, then replace it: a killed process leaves the old one whole."""
-    content = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
-    write_archive(path, {"format": FORMAT, **content})
-
-
-def write_archive(path: Path, content: dict[str, Any]) -> None:
-    """A torch file, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_archive(path, checkpoint.content())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -92,40 +85,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {found}. "
             "Convert weights of other projects with scripts/convert_checkpoint.py"
         )
+    if not is_sealed(path):
+        raise DamagedError(f"{path}: without the checksum at its end; take an earlier one")
     names = [field.name for field in fields(Checkpoint)]
     missing = [name for name in names if name not in content]
     if missing:
         raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
     return Checkpoint(**{name: content[name] for name in names})
-
-
-def read_archive(path: Path, *, old_format: bool = False) -> Any:
-    """Tensors and plain values of a torch file; every byte is checked, nothing is executed.
-
-    old_format   also read files of torch before 1.6; they are not zip archives and have no checksums
-
-    Raises CheckpointError for a missing, truncated or damaged file, or one with other objects inside.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        damaged = None if old_format and not _starts_as_archive(path) else _damaged_part(path)
-        if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path}: not readable as a checkpoint ({reason}); take an earlier one") from error
-    raise CheckpointError(f"{path}: damaged (part {damaged}); take an earlier one")
-
-
-def _starts_as_archive(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _damaged_part(path: Path) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()  # torch itself does not notice a flipped byte
 
 
 def load_weights(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoint import FORMAT, CheckpointError, read_archive
+from engine.archive import CheckpointError, read_archive
+from engine.checkpoint import FORMAT
 
 
 class Inert:

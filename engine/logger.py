@@ -79,8 +79,10 @@ class RunLogger:
             raise ValueError(f"image {tag!r} is {pixels.dtype} of shape {pixels.shape}; expected uint8, (H, W, 3)")
         self._summary_writer().add_image(tag, pixels, step, dataformats="HWC")
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, undone: str | None = None) -> None:
         """Forget what was recorded after `step`: call it on resume, before the first record; -1 forgets everything.
+
+        undone   kind of record that is yet to come at `step`, and forgotten there too
 
         A last line that a killed run left half-written goes too. Raises RuntimeError after the first record, and
         ValueError for any other line that is no record, leaving the file as it is.
@@ -94,7 +96,8 @@ class RunLogger:
         if not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in _complete_lines(lines, path) if json.loads(line)["step"] <= step]
+        records = [(line, json.loads(line)) for line in _complete_lines(lines, path)]
+        kept = [line for line, found in records if (found["step"], found.get("kind") == undone) <= (step, False)]
         if len(kept) < len(lines):
             _replace_text(path, "".join(kept))
             self.say(f"{path.name}: {len(lines) - len(kept)} records after step {step} dropped")

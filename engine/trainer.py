@@ -1,8 +1,7 @@
 """A training run: epochs, evaluations, checkpoints; and going on where a run stopped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +11,12 @@ from torch.utils.data import DataLoader
 
 from configs.loader import dump_config
 from configs.schema import Config
-from engine.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-)
+from engine.checkpoint import Checkpoint, CheckpointError, random_state, restore_random_state
 from engine.distributed import Processes, gather_rows
+from engine.interruption import StopRequest
 from engine.logger import RunLogger, progress
-from engine.train import Criterion, train_one_epoch
+from engine.run_folder import RunFolder
+from engine.train import Criterion, TrainingBatch, train_one_epoch
 
 
 @dataclass
@@ -30,6 +25,8 @@ class Progress:
 
     epoch: int = 0
     """Finished epochs"""
+    batch: int = 0
+    """Finished batches of the epoch in progress, per process"""
     step: int = 0
     """Finished optimiser steps"""
     best_score: float = -1.0
@@ -41,10 +38,10 @@ class Progress:
 class Trainer:
     """Trains a detector to the last epoch; receives everything built.
 
-    loader      its batch_sampler has `set_epoch`
+    loader      its batch_sampler has `set_epoch(epoch, start_batch)`
     evaluate    optimiser steps so far -> score of the detector, higher is better
     categories  class names, kept in the checkpoints
-    folder      gets last.pth after every epoch, and best.pth
+    run_folder  gets last.pth after every epoch and where a signal stops the run, and best.pth
     """
 
     def __init__(
@@ -59,7 +56,7 @@ class Trainer:
         categories: Sequence[str],
         processes: Processes,
         logger: RunLogger,
-        folder: Path,
+        run_folder: RunFolder,
     ) -> None:
         self.detector = detector
         self.criterion = criterion
@@ -70,8 +67,9 @@ class Trainer:
         self.categories = list(categories)
         self.processes = processes
         self.logger = logger
-        self.folder = folder
+        self.run_folder = run_folder
         self.progress = Progress()
+        self.stop = StopRequest(processes, remedy=f"go on with --resume {run_folder.last}")
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.runtime.amp == "fp16")
         # Weights are drawn by now; dropout and denoising noise differ between processes.
         torch.manual_seed(config.runtime.seed + processes.rank)
@@ -88,34 +86,54 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
         except ValueError as error:
             raise CheckpointError(f"the optimiser of the checkpoint does not fit: {error}") from error
+        place = torch.tensor([[checkpoint.epoch, checkpoint.batch, checkpoint.step]])
+        if len(gather_rows(place, self.processes).unique(dim=0)) > 1:
+            raise CheckpointError("the processes read different checkpoints: give all of them the same file")
+        if checkpoint.batch > 0 and checkpoint.batches != len(self.loader):
+            raise CheckpointError(
+                f"the checkpoint is from inside an epoch of {checkpoint.batches} batches, this run has "
+                f"{len(self.loader)}: keep its data and data.batch_size, or use it as init_from of a new run"
+            )
         self.scaler.load_state_dict(checkpoint.scaler)
         restore_random_state(states[self.processes.rank], self.processes.device)
-        self.progress = Progress(checkpoint.epoch, checkpoint.step, checkpoint.best_score, checkpoint.evaluated)
-        self.logger.rewind(self.progress.step)
+        self.progress = Progress(
+            epoch=checkpoint.epoch,
+            batch=checkpoint.batch,
+            step=checkpoint.step,
+            best_score=checkpoint.best_score,
+            evaluated=checkpoint.evaluated,
+        )
+        self.logger.rewind(self.progress.step, undone=None if checkpoint.evaluated else "evaluation")
 
     def fit(self) -> None:
-        """Train, evaluate and save until the last epoch is done and evaluated."""
+        """Train, evaluate and save until the last epoch is done and evaluated.
+
+        Raises Interrupted after SIGTERM or SIGINT, once last.pth holds the step in hand; RunFolderError where the
+        checkpoints have no room.
+        """
         epochs = self.config.optim.epochs
         if self.progress.epoch >= epochs and self.progress.evaluated:
             self.logger.say(f"already finished: {self.progress.epoch} of {epochs} epochs; raise optim.epochs to go on")
             return
+        self.run_folder.require_space(self._checkpoint_bytes())
         trained = self._in_processes()
-        while self.progress.epoch < epochs or not self.progress.evaluated:
-            if self.progress.evaluated:
-                self._train_epoch(trained)
-                self._save("last.pth")
-            if not self.progress.evaluated:
-                self._evaluate()
+        with self.stop:
+            while self.progress.epoch < epochs or not self.progress.evaluated:
+                if self.progress.evaluated:
+                    self._train_epoch(trained)
+                    self._save()
+                if self.stop.settle():
+                    raise self.stop.interrupted()
+                if not self.progress.evaluated:
+                    self._evaluate()
 
     def _train_epoch(self, trained: nn.Module) -> None:
+        """To the end of the epoch in progress, or to where the processes agree to stop."""
         config, epoch = self.config, self.progress.epoch
-        self.loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
         self.progress.step = train_one_epoch(
             trained,
             self.criterion,
-            progress(
-                self.loader, total=len(self.loader), description=f"epoch {epoch + 1}", enabled=self.processes.is_main
-            ),
+            self._batches(),
             self.optimizer,
             self.scaler,
             config=config.optim,
@@ -126,20 +144,33 @@ class Trainer:
             logger=self.logger,
             log_every=config.runtime.log_every,
         )
+        if self.progress.batch < len(self.loader):
+            return
         self.progress.epoch += 1
+        self.progress.batch = 0
         due = self.progress.epoch % config.evaluation.every_epochs == 0 or self.progress.epoch == config.optim.epochs
         self.progress.evaluated = not due
 
+    def _batches(self) -> Iterator[TrainingBatch]:
+        """The rest of the epoch's batches, until the processes agree to stop."""
+        epoch, start = self.progress.epoch, self.progress.batch
+        self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]
+        description, total = f"epoch {epoch + 1}", len(self.loader) - start
+        for batch in progress(self.loader, total=total, description=description, enabled=self.processes.is_main):
+            yield batch
+            self.progress.batch += 1  # the loop is back for the next one
+            if self.stop.agree():
+                return
+
     def _evaluate(self) -> None:
-        score = self.evaluate(self.progress.step)
+        with self.stop.at_once():  # last.pth is there already
+            score = self.evaluate(self.progress.step)
         better = score > self.progress.best_score
         self.progress.best_score = max(score, self.progress.best_score)
         self.progress.evaluated = True
-        self._save("last.pth")
-        if better:
-            self._save("best.pth")
+        self._save(best=better)
 
-    def _save(self, name: str) -> None:
+    def _save(self, *, best: bool = False) -> None:
         states = gather_rows(random_state(self.processes.device)[None], self.processes)
         if not self.processes.is_main:
             return
@@ -154,8 +185,17 @@ class Trainer:
             random_states=[state.clone() for state in states],
             best_score=self.progress.best_score,
             evaluated=self.progress.evaluated,
+            batch=self.progress.batch,
+            batches=len(self.loader),
         )
-        save_checkpoint(self.folder / name, checkpoint)
+        if best:
+            self.run_folder.save_best(checkpoint)  # first: last.pth says that this evaluation is done
+        self.run_folder.save_last(checkpoint)
+
+    def _checkpoint_bytes(self) -> int:
+        """Size of a checkpoint: the weights, and two moments of every trained one."""
+        weights = sum(value.nbytes for value in self.detector.state_dict().values())
+        return weights + 2 * sum(p.nbytes for p in self.detector.parameters() if p.requires_grad)
 
     def _in_processes(self) -> nn.Module:
         """The detector, with its gradients averaged over the processes where there are several."""

@@ -27,14 +27,8 @@ from torch import nn
 from configs.loader import dump_config, load_config, parse_config
 from configs.schema import Config
 from datasets.annotations import read_annotations
-from engine.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    weights_checkpoint,
-    write_archive,
-)
+from engine.archive import CheckpointError, write_archive
+from engine.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
 from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
 from main import EXIT_CODES, UsageError, exit_code
 from models.backbone_weights import load_backbone_weights

@@ -128,7 +128,7 @@ def test_checkpoints(
     for name, content in bad.items():
         Path(f"{name}.pth").write_bytes(content)
         assert f"{name}.pth" in fails(["--eval", "--resume", f"{name}.pth"], 4, capsys)
-    torch.save({"format": 1, "model": RunsCode()}, "hostile.pth")
+    torch.save({"format": 2, "model": RunsCode()}, "hostile.pth")
     assert "hostile.pth" in fails(["--eval", "--resume", "hostile.pth"], 4, capsys)
     assert not Path("executed.txt").exists()
     torch.save({"state_dict": {}}, "foreign.pth")

@@ -62,3 +62,15 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_impossible_settings(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"is (0|below|not in)"):
         TrainSampler(**({"num_images": 5, "batch_size": 1, "world_size": 2} | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_an_epoch_goes_on_from_any_batch(start: int) -> None:
+    sampler = TrainSampler(num_images=13, batch_size=2, rank=1, world_size=2, seed=3)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.set_epoch(2, start)
+    assert list(sampler) == whole[start:]
+    assert len(sampler) == 4
+    sampler.set_epoch(2)  # the next time from its first batch
+    assert list(sampler) == whole

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.archive import SEAL_LENGTH, DamagedError
 from engine.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -97,3 +98,19 @@ def test_random_state_is_restored() -> None:
     first = torch.rand(5)
     restore_random_state(state, torch.device("cpu"))
     assert torch.equal(torch.rand(5), first)
+
+
+def test_a_broken_seal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, CHECKPOINT)
+    content = bytearray(path.read_bytes())
+    for position in range(len(content) - SEAL_LENGTH, len(content)):
+        content[position] ^= 1
+        path.write_bytes(content)
+        content[position] ^= 1
+        with pytest.raises(DamagedError, match=r"last\.pth"):
+            load_checkpoint(path)
+    path.write_bytes(content)
+    torch.save(torch.load(path, weights_only=True), path)
+    with pytest.raises(DamagedError, match="checksum"):
+        load_checkpoint(path)

@@ -152,3 +152,13 @@ def test_progress_is_the_plain_iterable_without_a_terminal(monkeypatch, capsys):
     assert progress(items, total=3, description="x", enabled=False) is items
     assert list(progress(items, total=3, description="epoch 1", enabled=True)) == items
     assert "epoch 1" in capsys.readouterr().err
+
+
+def test_what_is_yet_to_come_at_the_step_itself_is_forgotten_too(tmp_path):
+    with RunLogger(tmp_path, is_main=True) as logger:
+        logger.record("train", 10, {"loss": 1.0})
+        logger.record("evaluation", 10, {"mAP": 0.5})
+        logger.record("train", 11, {"loss": 1.0})
+    with RunLogger(tmp_path, is_main=True) as logger:
+        logger.rewind(10, undone="evaluation")
+    assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [("train", 10)]

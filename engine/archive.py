@@ -1,0 +1,121 @@
+"""Torch files, written whole or not at all, every byte checked when read, read without executing anything.
+
+A file that this project writes ends with a seal: the SHA-256 of all bytes before it, as the comment that a zip archive
+may have at its end. It stays one ordinary file for `torch.load` and for zip tools. The CRC-32 inside a zip archive
+cover the content alone, and torch checks not even those: it loads a flipped byte as a wrong weight.
+"""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+SEAL_MARK = b"\x47\x00sha256:"
+"""Length of the zip comment (71, little-endian), then its beginning"""
+SEAL_LENGTH = len(SEAL_MARK) + 64
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be read, or does not fit."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that is missing, truncated or altered: an earlier one may do."""
+
+
+def write_archive(path: Path, content: dict[str, Any]) -> None:
+    """A sealed torch file, on the disk for good when this returns; until then the old one stays."""
+    temporary = write_temporary(path, content)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_temporary(path: Path, content: dict[str, Any]) -> Path:
+    """The sealed file beside `path`, to be moved there; none is left behind by a failure."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w+b") as file:
+            torch.save(content, file)
+            file.seek(-2, os.SEEK_END)  # the length of the zip comment: none so far
+            digest = _digest(file, file.tell())
+            file.write(SEAL_MARK + digest)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def sync_folder(folder: Path) -> None:
+    """Names that were given or taken in the folder survive a power failure from here on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_archive(path: Path, *, old_format: bool = False) -> Any:
+    """Tensors and plain values of a torch file; nothing is executed.
+
+    old_format   also read files of torch before 1.6; they are not zip archives and have no checksums
+
+    Every byte of a sealed file is checked, of other archives every byte of the content. Raises DamagedError for a
+    missing, truncated or damaged file, or one with other objects inside.
+    """
+    if not path.is_file():
+        raise DamagedError(f"{path}: no such checkpoint")
+    try:
+        damaged = None if old_format and not _starts_as_archive(path) else _damaged_part(path)
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DamagedError(f"{path}: not readable as a checkpoint ({reason}); take an earlier one") from error
+    raise DamagedError(f"{path}: damaged ({damaged}); take an earlier one")
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether the file ends with a seal, right or wrong."""
+    with open(path, "rb") as file:
+        return _seal(file)[:-64] == SEAL_MARK
+
+
+def _starts_as_archive(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _damaged_part(path: Path) -> str | None:
+    if is_sealed(path):
+        with open(path, "rb") as file:
+            seal = _seal(file)
+            wrong = _digest(file, file.tell() - SEAL_LENGTH) != seal[-64:]
+        return "its SHA-256 is another one" if wrong else None
+    with zipfile.ZipFile(path) as archive:
+        part = archive.testzip()
+    return None if part is None else f"part {part}"
+
+
+def _seal(file: BinaryIO) -> bytes:
+    """The last bytes of the file, which are its seal if it has one; empty for a shorter file."""
+    length = file.seek(0, os.SEEK_END)
+    if length < SEAL_LENGTH:
+        return b""
+    file.seek(-SEAL_LENGTH, os.SEEK_END)
+    return file.read()
+
+
+def _digest(file: BinaryIO, length: int) -> bytes:
+    """SHA-256 of the first bytes, in hexadecimal digits; the file is left behind them."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length > 0:
+        block = file.read(min(length, 1 << 20))
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest().encode()

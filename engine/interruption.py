@@ -1,0 +1,96 @@
+"""SIGTERM and SIGINT: the run stops after the step in hand, on all processes after the same one."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+from engine.distributed import Processes
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 3.0
+"""Seconds after which a further SIGINT ends the process at once; torchrun repeats the first one sooner."""
+
+
+class Interrupted(Exception):
+    """A signal stopped the run; its checkpoint is written."""
+
+
+class StopRequest:
+    """While its context is open, the signals are noted only.
+
+    remedy   how to go on, for the message of Interrupted
+
+    `agreed` tells whether all processes know of a signal. Loader workers inherit the handlers, harmlessly.
+    """
+
+    def __init__(self, processes: Processes, *, remedy: str) -> None:
+        self.agreed = False
+        self._processes = processes
+        self._remedy = remedy
+        self._noted: str | None = None
+        self._noted_at = 0.0
+        self._at_once = False
+        self._previous: dict[int, Any] = {}
+        self._reduced: torch.Tensor | None = None
+
+    def agree(self) -> bool:
+        """Whether to stop now: the same answer on every process; call it on all of them, after every step.
+
+        Among several processes the answer is that of the step before: by then it is there, and a GPU need not be
+        waited for.
+        """
+        if self._processes.world_size == 1:
+            self.agreed = self._noted is not None
+            return self.agreed
+        earlier, self._reduced = self._reduced, self._any_noted()
+        self.agreed = earlier is not None and bool(earlier)  # sync, with the step before
+        return self.agreed
+
+    def settle(self) -> bool:
+        """`agree` of this very moment, for between epochs: before work that one process must not leave alone."""
+        self.agreed = self.agreed or bool(self._any_noted())  # sync
+        return self.agreed
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal raises Interrupted: for work that is done again from the last checkpoint."""
+        self._at_once = True
+        try:
+            if self._noted is not None:
+                raise self.interrupted()
+            yield
+        finally:
+            self._at_once = False
+
+    def interrupted(self) -> Interrupted:
+        """The exception to end the run with."""
+        return Interrupted(f"stopped by {self._noted or 'a signal to another process'}; {self._remedy}")
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._noted is None:
+            self._noted, self._noted_at = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() > self._noted_at + PATIENCE:
+            raise KeyboardInterrupt
+        if self._at_once:
+            raise self.interrupted()
+
+    def _any_noted(self) -> torch.Tensor:
+        noted = torch.full((), int(self._noted is not None), device=self._processes.device)
+        if self._processes.world_size > 1:
+            dist.all_reduce(noted, op=dist.ReduceOp.MAX)
+        return noted
