@@ -79,14 +79,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint of this project. Raises CheckpointError."""
     content = read_archive(path)
+    if isinstance(content, Mapping) and content.get("format") == 1:  # before there were seals and stops inside an epoch
+        content = {**content, "format": FORMAT, "batch": 0, "batches": 0}
+    elif isinstance(content, Mapping) and content.get("format") == FORMAT and not is_sealed(path):
+        raise DamagedError(f"{path}: without the checksum at its end; take an earlier one")
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         found = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {found}. "
             "Convert weights of other projects with scripts/convert_checkpoint.py"
         )
-    if not is_sealed(path):
-        raise DamagedError(f"{path}: without the checksum at its end; take an earlier one")
     names = [field.name for field in fields(Checkpoint)]
     missing = [name for name in names if name not in content]
     if missing:

@@ -41,6 +41,17 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
 
 
+def test_a_file_of_the_first_format_is_loaded(tmp_path: Path) -> None:
+    """It has no seal, and was always saved at the end of an epoch."""
+    path = tmp_path / "last.pth"
+    content = {**CHECKPOINT.content(), "format": 1}
+    del content["batch"], content["batches"]
+    torch.save(content, path)
+    found = load_checkpoint(path)
+    assert torch.equal(found.model["weight"], CHECKPOINT.model["weight"])
+    assert (found.epoch, found.batch) == (2, 0)
+
+
 def test_a_failing_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pth"
     save_checkpoint(path, CHECKPOINT)
