@@ -1,5 +1,6 @@
 """Hungarian matching of predictions with objects: all layers and images of a step, with one wait for the device."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def match(requests: Sequence[MatchRequest]) -> list[Matches]:
     return [_collect(request, [problem for problem in problems if problem.request is request]) for request in requests]
 
 
-class _Problem:
+class _Problem(ABC):
     """The assignments of one image in some layers: what the host must be told, and their solution there."""
 
     def __init__(self, request: MatchRequest, image: int, layers: range, costs: ImageCosts) -> None:
@@ -141,14 +142,17 @@ class _Problem:
             self.pairs = [_on_centre(pairs, centres, self.object_pixels) for pairs, centres in layers]
         return True
 
+    @abstractmethod
     def _ask_costs(self, threads: Executor) -> list[Tensor]:
-        raise NotImplementedError
+        """Costs that the host must have, computed on the device."""
 
+    @abstractmethod
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:
-        raise NotImplementedError
+        """Begin the assignment of what was asked for."""
 
+    @abstractmethod
     def _finish(self) -> bool:
-        raise NotImplementedError
+        """Set `pairs`; False where the costs were too few to prove the optimum."""
 
 
 class _WholeProblem(_Problem):
