@@ -13,7 +13,7 @@ def tune_allocation() -> None:
 
     Pages of 2 MiB: on pages of 4 KiB, a quarter of the CPU time of a full-size detector goes into page faults. A
     value set in the environment stays. And glibc returns a freed tensor to the system at once, instead of keeping it
-    in a heap with holes: a seventh off the peak of a training step.
+    in a heap with holes.
 
     Source: mallopt(3), M_MMAP_THRESHOLD.
     """

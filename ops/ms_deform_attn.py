@@ -230,8 +230,8 @@ def _gradients(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, Tensor,
 torch.library.register_autograd("d3q::ms_deform_attn", _gradients, setup_context=_setup_context)
 
 
-# Under autocast, value comes as it is; locations and weights are taken in float32, which a half location would be up to
-# three pixels off from.
+# Under autocast, value comes as it is; locations and weights become float32: computed further in bfloat16, a location
+# in an 800x800 image would err by up to 1.6 px.
 
 
 def _exact_places(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
