@@ -35,11 +35,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main as runs
 from configs.schema import Config
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
+from engine import runs
 from engine.calibration import (
     LEAST_QUERIES_PER_OBJECT,
     Calibration,

@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main as runs
+from engine import runs
 from engine.checkpoint import load_checkpoint
 from engine.count_metrics import COUNT_BINS
 from engine.detection_metrics import get_protocol

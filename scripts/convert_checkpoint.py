@@ -30,7 +30,7 @@ from datasets.annotations import read_annotations
 from engine.archive import CheckpointError, write_archive
 from engine.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
 from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
-from main import EXIT_CODES, UsageError, exit_code
+from engine.runs import EXIT_CODES, UsageError, exit_code
 from models.backbone_weights import load_backbone_weights
 from models.build import build_detector, fill_input_statistics
 from models.conversion import CLASS_TENSORS, Naming, mmdetection_naming, original_naming, to_mmdetection, translate

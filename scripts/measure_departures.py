@@ -19,11 +19,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main as runs
 from configs.schema import Config
 from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
 from datasets.structures import Batch
+from engine import runs
 from engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
 from engine.evaluate import Evaluation, evaluate_detector, predict_batches

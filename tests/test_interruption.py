@@ -13,6 +13,7 @@ import torch
 from tiny_run import write_experiment
 
 import main
+from engine import runs
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.interruption import StopRequest
 
@@ -95,7 +96,7 @@ def test_a_signal_during_the_evaluation_ends_it(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    evaluate = main.evaluate
+    evaluate = runs.evaluate
 
     def signalled(*given: object, **options: object) -> float:
         score = evaluate(*given, **options)
@@ -103,7 +104,7 @@ def test_a_signal_during_the_evaluation_ends_it(
         return score
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "evaluate", signalled)
+        patch.setattr(runs, "evaluate", signalled)
         assert main.main(arguments(experiment, folder)) == 75
     assert f"stopped by SIGINT; go on with --resume {folder / 'last.pth'}" in capsys.readouterr().err
     assert not load_checkpoint(folder / "last.pth").evaluated
