@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -22,14 +23,11 @@ class Boxes(Protocol):
 def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float = MIN_OVERLAP) -> Tensor:
     """Largest corner shift, in cells, that keeps an IoU of `min_overlap` with the box; (N,), (N,) -> (N,).
 
+    Of CornerNet's three cases the strictest whatever the box: both corners move inwards, (h-2r)(w-2r) = overlap*h*w.
     Source: Law and Deng, CornerNet, ECCV 2018, with the roots divided by 2a.
     """
-    total, area = height + width, height * width
-    linear = total - torch.sqrt(total**2 - 4 * area * (1 - min_overlap) / (1 + min_overlap))
-    inner = 2 * total - torch.sqrt((2 * total) ** 2 - 16 * (1 - min_overlap) * area)
-    slope = -2 * min_overlap * total
-    outer = slope + torch.sqrt(slope**2 - 16 * min_overlap * (min_overlap - 1) * area)
-    return torch.minimum(torch.minimum(linear / 2, inner / 8), outer / (8 * min_overlap))
+    total = height + width
+    return (total - torch.sqrt(total**2 - 4 * (1 - min_overlap) * (height * width))) / 4
 
 
 def density_target(
@@ -62,38 +60,37 @@ def density_targets(
     A kernel whose centre lies outside the map keeps the part that is inside.
     Source: Ye et al., D3Q, JSTARS 2025; kernel radius as in CornerNet with overlap 0.3, sigma = (2r+1)/6.
     """
-    rows, columns = map_size
-    ratio_y, ratio_x = rows / image_size[0], columns / image_size[1]
-    boxes = torch.cat(list(boxes_xyxy)).float()
-    x0, y0, x1, y1 = boxes.T.contiguous()
-    centre_x, centre_y = ((x0 + x1) * ratio_x / 2).int(), ((y0 + y1) * ratio_y / 2).int()
-    radius = gaussian_radius((y1 - y0) * ratio_y, (x1 - x0) * ratio_x).int().clamp(min=1)
-    first_row = torch.cat([torch.full((len(own),), i * rows, device=boxes.device) for i, own in enumerate(boxes_xyxy)])
-    target = boxes.new_zeros(len(boxes_xyxy) * rows * columns)
-    counts = sorted(Counter(radius.tolist()).items())  # sync
-    for (reach, _), own in zip(counts, radius.argsort().split([count for _, count in counts]), strict=True):
-        span = torch.arange(-reach, reach + 1, device=boxes.device)
-        x, y = centre_x[own, None] + span, centre_y[own, None] + span
-        inside = ((y >= 0) & (y < rows))[:, :, None] & ((x >= 0) & (x < columns))[:, None]
-        value = gaussian_kernel(reach, boxes.device) * inside
-        if merge == "sum":  # a kernel wholly outside has no mass to scale
-            value = torch.where(inside, value / value.sum((1, 2), keepdim=True), 0.0)
-        # A cell outside adds nothing to the cell that stands for it.
-        line = first_row[own, None] + y.clamp(0, rows - 1)
-        cell = (line * columns)[:, :, None] + x.clamp(0, columns - 1)[:, None]
+    ratio_y, ratio_x = map_size[0] / image_size[0], map_size[1] / image_size[1]
+    rows, columns = map_size[0] + 2, map_size[1] + 2  # with a border that takes what lies outside
+    x0, y0, x1, y1 = torch.cat(list(boxes_xyxy)).float().unbind(1)
+    radius = gaussian_radius((y1 - y0) * ratio_y, (x1 - x0) * ratio_x).long().clamp(min=1)
+    counts = Counter(sorted(radius.tolist()))  # sync
+    first_row = torch.cat([torch.full((len(own),), i * rows, device=own.device) for i, own in enumerate(boxes_xyxy)])
+    places = torch.stack([first_row, ((y0 + y1) * (ratio_y / 2)).long(), ((x0 + x1) * (ratio_x / 2)).long()])
+    groups = places[:, radius.argsort()].split(list(counts.values()), dim=1)
+    target = x0.new_zeros(len(boxes_xyxy) * rows * columns)
+    for reach, (own_first_row, centre_y, centre_x) in zip(counts, groups, strict=True):
+        span = torch.arange(1 - reach, 2 + reach, device=target.device)[:, None]
+        y, x = (centre_y + span).clamp(0, rows - 1), (centre_x + span).clamp(0, columns - 1)
+        cell = ((own_first_row + y) * columns)[:, None] + x
+        kernel = gaussian_kernel(reach, target.device)
         if merge == "sum":
+            inside = ((y > 0) & (y < rows - 1))[:, None] & ((x > 0) & (x < columns - 1))
+            inside, cell = (t.movedim(-1, 0).contiguous() for t in (inside, cell))  # added object by object
+            value = kernel / (kernel * inside).sum((1, 2), keepdim=True)
             target.index_add_(0, cell.flatten(), value.flatten())
         else:
+            value = kernel[:, :, None].expand(cell.shape)
             target.scatter_reduce_(0, cell.flatten(), value.flatten(), "amax")
-    return target.view(-1, rows, columns)
+    return target.view(-1, rows, columns)[:, 1:-1, 1:-1]
 
 
-def gaussian_kernel(radius: int, device: torch.device | None = None) -> Tensor:
-    """(2r+1, 2r+1) Gaussian of mass one with sigma = (2r+1)/6; below the float32 epsilon of its peak it is 0."""
+@lru_cache(maxsize=256)
+def gaussian_kernel(radius: int, device: torch.device) -> Tensor:
+    """(2r+1, 2r+1) Gaussian of mass one with sigma = (2r+1)/6; not to be written to."""
     square = torch.arange(-radius, radius + 1, device=device) ** 2
     sigma = (2 * radius + 1) / 6
     value = (-(square + square[:, None]).float() / (2 * sigma**2)).exp()
-    value = value.masked_fill(value < torch.finfo(torch.float32).eps, 0.0)
     return value / value.sum()
 
 

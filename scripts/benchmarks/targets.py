@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d3q import density_target
-from d3q.density_loss import MIN_OVERLAP, gaussian_radius
+from d3q.density_loss import MIN_OVERLAP
 from scripts.benchmarks.harness import Table, median, seconds_alternately
 
 IMAGE, CELLS = (800, 800), (200, 200)
@@ -61,7 +61,7 @@ def target_by_loop(boxes: Tensor, map_size: tuple[int, int], image_size: tuple[i
     for box, centre in zip(boxes, centres, strict=True):
         x, y = centre.int()
         height, width = (box[3] - box[1]) * ratio_y, (box[2] - box[0]) * ratio_x
-        radius = max(1, int(gaussian_radius(height, width, min_overlap=MIN_OVERLAP)))
+        radius = max(1, int(_radius(height, width, overlap=MIN_OVERLAP)))
         kernel = _kernel(radius, sigma=(2 * radius + 1) / 6)
         left, right = min(x, radius), min(columns - x, radius + 1)
         top, bottom = min(y, radius), min(rows - y, radius + 1)
@@ -69,6 +69,16 @@ def target_by_loop(boxes: Tensor, map_size: tuple[int, int], image_size: tuple[i
         cropped = kernel[radius - top : radius + bottom, radius - left : radius + right]
         torch.maximum(part, cropped, out=part)
     return target
+
+
+def _radius(height: Tensor, width: Tensor, *, overlap: float) -> Tensor:
+    """The smallest of CornerNet's three cases: corners moved the same way, both inwards, both outwards."""
+    total, area = height + width, height * width
+    same = total - torch.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))
+    inwards = 2 * total - torch.sqrt((2 * total) ** 2 - 16 * (1 - overlap) * area)
+    slope = -2 * overlap * total
+    outwards = slope + torch.sqrt(slope**2 - 16 * overlap * (overlap - 1) * area)
+    return torch.minimum(torch.minimum(same / 2, inwards / 8), outwards / (8 * overlap))
 
 
 def _kernel(radius: int, *, sigma: float) -> Tensor:
