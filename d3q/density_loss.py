@@ -62,13 +62,15 @@ def density_targets(
     """
     ratio_y, ratio_x = map_size[0] / image_size[0], map_size[1] / image_size[1]
     rows, columns = map_size[0] + 2, map_size[1] + 2  # with a border that takes what lies outside
+    cells = len(boxes_xyxy) * rows * columns
     x0, y0, x1, y1 = torch.cat(list(boxes_xyxy)).float().unbind(1)
     radius = gaussian_radius((y1 - y0) * ratio_y, (x1 - x0) * ratio_x).long().clamp(min=1)
     counts = Counter(sorted(radius.tolist()))  # sync
     first_row = torch.cat([torch.full((len(own),), i * rows, device=own.device) for i, own in enumerate(boxes_xyxy)])
     places = torch.stack([first_row, ((y0 + y1) * (ratio_y / 2)).long(), ((x0 + x1) * (ratio_x / 2)).long()])
     groups = places[:, radius.argsort()].split(list(counts.values()), dim=1)
-    target = x0.new_zeros(len(boxes_xyxy) * rows * columns)
+    # Zeros of eight bytes, then of four: torch wakes no threads for so few, which takes longer than all the rest.
+    target = radius.new_zeros((cells + 1) // 2).view(torch.float32)
     for reach, (own_first_row, centre_y, centre_x) in zip(counts, groups, strict=True):
         span = torch.arange(1 - reach, 2 + reach, device=target.device)[:, None]
         y, x = (centre_y + span).clamp(0, rows - 1), (centre_x + span).clamp(0, columns - 1)
@@ -82,7 +84,7 @@ def density_targets(
         else:
             value = kernel[:, :, None].expand(cell.shape)
             target.scatter_reduce_(0, cell.flatten(), value.flatten(), "amax")
-    return target.view(-1, rows, columns)[:, 1:-1, 1:-1]
+    return target[:cells].view(-1, rows, columns)[:, 1:-1, 1:-1]
 
 
 @lru_cache(maxsize=256)
