@@ -37,9 +37,11 @@ class ObjectColumns:
         ids, numbers, flags = np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.bool_)
         return cls(ids, ids, numbers, numbers[:, 0], flags, flags)
 
-    def ordered(self, order: np.ndarray) -> ObjectColumns:
-        """The objects of these indices."""
-        return ObjectColumns(**{field.name: getattr(self, field.name)[order] for field in fields(self)})
+    def reorder(self, order: np.ndarray) -> None:
+        """Object k becomes the one that was at order[k]; column by column in place, without room for a second copy."""
+        for field in fields(self):
+            column = getattr(self, field.name)
+            column[:] = column.take(order, axis=0)
 
 
 def to_columns(entries: list[Any], *, keep_zero_area: bool) -> ObjectColumns | None:
