@@ -74,6 +74,22 @@ def test_the_order_of_the_sections_does_not_matter(
     assert arrays(open_dataset({"info": {}} | {key: document[key] for key in order}).table) == expected
 
 
+def test_ids_may_lie_far_apart(open_dataset: Open, document: dict[str, Any]) -> None:
+    close = arrays(open_dataset(many(document)).table)
+    images, categories = {7: 2**62, 3: 0, 12: 10**9}, {90: 2**62, 2: -(2**62), 5: 0}
+    for section, key, renumbered in (
+        ("images", "id", images),
+        ("categories", "id", categories),
+        ("annotations", "image_id", images),
+        ("annotations", "category_id", categories),
+    ):
+        for entry in document[section]:
+            entry[key] = renumbered[entry[key]]
+    apart = arrays(open_dataset(document).table)
+    assert apart.pop("image_ids")[1] == [images[old] for old in close.pop("image_ids")[1]]
+    assert apart == close
+
+
 def test_objects_of_one_image_keep_the_order_of_the_file(open_dataset: Open, document: dict[str, Any]) -> None:
     table = open_dataset(many(document)).table
     for position, image_id in enumerate([7, 3, 12]):
