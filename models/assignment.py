@@ -1,11 +1,15 @@
 """Exact one-to-one assignment of least total cost, on the host: of a whole cost matrix, or of its cheapest entries."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
+OWN = -1
+"""Column of its own of every row"""
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns of the matched entries, rows ascending"""
 
@@ -17,45 +21,49 @@ def assign(cost: NDArray[np.float32]) -> Pairs:
 
 
 class ShortLists:
-    """The cheapest entries of each row of an (N, Q) cost matrix, N <= Q: they hold the optimum, or are too few.
+    """Cheap entries of each row of an (N, Q) cost matrix, N <= Q: they hold the optimum, or are too few.
 
-    An entry that is not listed costs at least as much as the last one that is. Every row may therefore, instead of a
-    listed column, take a column of its own at that price: this relaxed problem is never dearer than the whole one, so
-    where its optimum uses no such column it is the optimum of the whole problem. Rows that do use one need longer
-    lists. A list of N columns is always long enough.
+    Every row may, instead of a listed column, take a column of its own at a price that no other column of that row
+    undercuts: this relaxed problem is never dearer than the whole one, so where its optimum uses no such column it is
+    the optimum of the whole problem. Rows that do use one need longer lists. The N cheapest are always enough.
     """
 
-    def __init__(self, costs: NDArray[np.float32], columns: NDArray[np.int32]) -> None:
-        """(N, K+1), (N, K+1): the K+1 cheapest entries of every row, ascending."""
-        self.blocks = [(np.arange(len(costs)), costs, columns)]
+    def __init__(self, costs: NDArray[np.float32], columns: NDArray[np.int32], rest: NDArray[np.float32]) -> None:
+        """The lists of all rows, as for `lengthen`."""
+        self.lists: list[tuple[NDArray[Any], ...]] = [(np.arange(len(costs)), costs, columns, rest)]
 
-    def lengthen(self, rows: NDArray[np.int64], costs: NDArray[np.float32], columns: NDArray[np.int32]) -> None:
-        """Replace the lists of some rows: (n,), (n, K+1), (n, K+1)."""
-        blocks = []
-        for old_rows, old_costs, old_columns in self.blocks:
-            kept = ~np.isin(old_rows, rows)
-            blocks.append((old_rows[kept], old_costs[kept], old_columns[kept]))
-        self.blocks = [*blocks, (rows, costs, columns)]
+    def lengthen(
+        self, rows: NDArray[np.int64], costs: NDArray[np.float32], columns: NDArray[np.int32], rest: NDArray[np.float32]
+    ) -> None:
+        """Replace the lists of some rows.
+
+        rows             (n,)
+        costs, columns   (n, K)  listed entries
+        rest             (n,)    at most the cost of any other entry; infinite where none can be needed
+        """
+        shortened = []
+        for old in self.lists:
+            kept = ~np.isin(old[0], rows)
+            shortened.append(tuple(array[kept] for array in old))
+        self.lists = [*shortened, (rows, costs, columns, rest)]
 
     def assign(self) -> tuple[Pairs, NDArray[np.int64]]:
         """The pairs of all rows, and no row; or pairs of no meaning, and the rows whose lists are too short."""
-        rows, own, costs, columns = [], [], [], []
-        count = sum(len(block[0]) for block in self.blocks)
-        for block_rows, block_costs, block_columns in self.blocks:
+        rows, costs, columns = [], [], []
+        count = sum(len(part[0]) for part in self.lists)
+        for list_rows, list_costs, list_columns, rest in self.lists:
             # Costs above the row's least, in float64, plus one: a stored zero would be no entry.
-            weight = block_costs.astype(np.float64) - block_costs[:, :1] + 1
-            complete = block_costs.shape[1] >= count
-            is_own = np.zeros(block_costs.shape, dtype=bool)
-            is_own[:, -1] = not complete
-            rows.append(np.repeat(block_rows, block_costs.shape[1]))
-            own.append(is_own.ravel())
+            weight = np.column_stack([list_costs, rest]).astype(np.float64)
+            weight -= weight.min(1, keepdims=True) - 1
+            rows.append(np.repeat(list_rows, weight.shape[1]))
             costs.append(weight.ravel())
-            columns.append(block_columns.ravel())
-        row, is_own_column, column = np.concatenate(rows), np.concatenate(own), np.concatenate(columns).astype(np.int64)
+            columns.append(np.column_stack([list_columns, np.full(len(rest), OWN)]).ravel())
+        row, cost, column = np.concatenate(rows), np.concatenate(costs), np.concatenate(columns)
         used, compact = np.unique(column, return_inverse=True)
-        compact = np.where(is_own_column, len(used) + row, compact)
-        graph = csr_matrix((np.concatenate(costs), (row, compact)), shape=(count, len(used) + count))
+        compact = np.where(column == OWN, len(used) + row, compact)
+        entry = np.isfinite(cost)
+        graph = csr_matrix((cost[entry], (row[entry], compact[entry])), shape=(count, len(used) + count))
         matched_rows, matched = min_weight_full_bipartite_matching(graph)
         too_short = matched >= len(used)
-        pairs = matched_rows.astype(np.int64), used[np.where(too_short, 0, matched)]
+        pairs = matched_rows.astype(np.int64), used[np.where(too_short, 0, matched)].astype(np.int64)
         return pairs, matched_rows[too_short].astype(np.int64)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 GIOU_EPS = 1e-6
+BOUND_SLACK = 1e-5
+"""Exceeds the rounding errors of a generalised IoU and of its bound, both of which have a few operations"""
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -22,11 +24,6 @@ def size_factor(size: tuple[int, int], like: Tensor) -> Tensor:
     """(4,) = (W, H, W, H) of a size (H, W): normalised boxes times it are pixels. Does not wait for a GPU."""
     height, width = size
     return torch.tensor([width, height, width, height], dtype=like.dtype).to(like.device, non_blocking=True)
-
-
-def by_coordinate(boxes: Tensor) -> Tensor:
-    """(N, 4) -> the same boxes with each coordinate contiguous in memory: arithmetic of all pairs is then faster."""
-    return boxes.T.contiguous().T
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
@@ -54,6 +51,30 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     hull_height = (torch.maximum(ay1, by1) - torch.minimum(ay0, by0)).clamp(min=0)
     hull = (hull_width * hull_height).clamp(min=GIOU_EPS)
     return overlap / union - (hull - union) / hull
+
+
+def generalized_iou_bound(boxes: Tensor, group: Tensor) -> Tensor:
+    """At least the generalised IoU, as computed above, of each box with every one of a group; tight for a compact one.
+
+    The overlap is at most that with the box around the group, and at most the largest width and height of it; the union
+    lies between the greater and the sum of the areas; the hull holds the box, and reaches every member's nearer side.
+
+    boxes     (N, 4)  xyxy, pixels, of sizes >= 0
+    group     (n, 4)  likewise
+    returns   (N,)
+    """
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    least, most = group.amin(0), group.amax(0)
+    widths, heights = (group[:, 2:] - group[:, :2]).unbind(-1)
+    area, areas = (x1 - x0) * (y1 - y0), widths * heights
+    overlap_width = (torch.minimum(x1, most[2]) - torch.maximum(x0, least[0])).clamp(min=0)
+    overlap_height = (torch.minimum(y1, most[3]) - torch.maximum(y0, least[1])).clamp(min=0)
+    overlap = torch.minimum(overlap_width, widths.amax()) * torch.minimum(overlap_height, heights.amax())
+    iou = overlap / torch.maximum(area, areas.amin()).clamp(min=GIOU_EPS)
+    hull_width = torch.maximum(x1, least[2]) - torch.minimum(x0, most[0])
+    hull_height = torch.maximum(y1, least[3]) - torch.minimum(y0, most[1])
+    filled = (area + areas.amax()).clamp(min=GIOU_EPS) / (hull_width * hull_height).clamp(min=GIOU_EPS)
+    return iou + filled.clamp(max=1) - (1 - BOUND_SLACK)
 
 
 class L1Distance:

@@ -117,14 +117,14 @@ class _Problem(ABC):
         self.image = image
         self.layers = layers
         self.costs = costs
-        self.total: Tensor = costs.class_costs.new_zeros(())
+        self.total: Tensor = costs.predictions.pixels.new_zeros(())
         """Sum of all costs, on the device"""
         self.pairs: list[Pairs] = []
         """Per layer: objects and queries"""
 
     def ask(self, threads: Executor) -> list[Tensor]:
         """Computes on the device what `start` needs on the host."""
-        geometry = [self.costs.centres(), self.costs.object_pixels] if self.request.matcher.drop_off_centre else []
+        geometry = [self.costs.centres(), self.costs.objects.pixels] if self.request.matcher.drop_off_centre else []
         return [*geometry, *self._ask_costs(threads)]
 
     def start(self, answer: list[NDArray[Any]], threads: Executor) -> None:
@@ -178,15 +178,15 @@ class _ReducedProblem(_Problem):
     too_short: NDArray[np.int64]
 
     def _ask_costs(self, threads: Executor) -> list[Tensor]:
-        objects, device = len(self.costs), self.costs.labels.device
+        objects, device = len(self.costs), self.costs.device
         self.length = min(self.length * LIST_GROWTH or LIST_LENGTH, objects)
         if self.lists is None:
-            rows = torch.arange(objects, device=device)
-            costs, queries, self.total = self.costs.cheapest(rows, self.length + 1, threads)
+            found = self.costs.cheap(self.length, threads)
+            self.total = found.total
         else:
             rows = torch.from_numpy(self.too_short).to(device, non_blocking=True)
-            costs, queries, _ = self.costs.cheapest(rows, self.length + 1, threads)
-        return [costs, queries]
+            found = self.costs.cheapest(rows, self.length, threads)
+        return [found.costs, found.queries, found.rest]
 
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:
         if self.lists is None:

@@ -3,12 +3,19 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.boxes import by_coordinate, cxcywh_to_xyxy, generalized_iou, size_factor, xyxy_to_cxcywh
+from models.boxes import (
+    BOUND_SLACK,
+    cxcywh_to_xyxy,
+    generalized_iou,
+    generalized_iou_bound,
+    size_factor,
+    xyxy_to_cxcywh,
+)
 from models.structures import BoxDistance, Target
 
 FOCAL_EPS = 1e-12
@@ -16,6 +23,10 @@ BLOCK_ELEMENTS = {"cpu": 30_000, "cuda": 2**24}
 """Costs computed at once, per device type; about ten tensors of so many float32 exist for a moment, on CPUs in every
 thread. There a block fits the cache and is too small for torch to share it among threads, which the blocks are instead;
 on GPUs the number of kernels stays small."""
+GROUP = 8
+"""Objects near one another that share the bounds of their costs: more loosen them"""
+CANDIDATES = 16
+"""One in so many queries, chosen by the bounds, has its costs with a group computed; at least four lists' length"""
 
 
 def softmax_class_cost(logits: Tensor) -> Tensor:
@@ -32,6 +43,40 @@ def focal_class_cost(logits: Tensor, *, alpha: float, gamma: float) -> Tensor:
     negative = -(1 - probability + FOCAL_EPS).log() * (1 - alpha) * probability**gamma
     positive = -(probability + FOCAL_EPS).log() * alpha * (1 - probability) ** gamma
     return positive - negative
+
+
+class Predictions(NamedTuple):
+    """What the costs of m predictions depend on, one row per class or coordinate: each is contiguous in memory."""
+
+    class_costs: Tensor
+    """(K, m), weighted"""
+    boxes: Tensor
+    """(4, m) cxcywh in [0, 1]"""
+    pixels: Tensor
+    """(4, m) xyxy"""
+
+    def split(self, step: int) -> list["Predictions"]:
+        """Step by step."""
+        return [Predictions(*parts) for parts in zip(*(table.split(step, dim=1) for table in self), strict=True)]
+
+    def select(self, places: Tensor) -> "Predictions":
+        """(n,) -> those at these places."""
+        return Predictions(*(table.index_select(1, places) for table in self))
+
+
+class Objects(NamedTuple):
+    """What the costs of n objects depend on."""
+
+    labels: Tensor
+    """(n,)"""
+    boxes: Tensor
+    """(n, 4) cxcywh in [0, 1]"""
+    pixels: Tensor
+    """(n, 4) xyxy"""
+
+    def select(self, rows: Tensor) -> "Objects":
+        """(m,) -> those of these rows."""
+        return Objects(*(table[rows] for table in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +100,41 @@ class MatchingCost:
             return softmax_class_cost(logits) * self.class_weight
         return focal_class_cost(logits, alpha=self.alpha, gamma=self.gamma) * self.class_weight
 
+    def of_pairs(self, predictions: Predictions, objects: Objects) -> Tensor:
+        """m, n -> (n, m)."""
+        cost = predictions.class_costs.index_select(0, objects.labels)
+        cost += self.box_distance.pairwise(predictions.boxes.T, objects.boxes).T * self.box_weight
+        cost -= generalized_iou(predictions.pixels.T, objects.pixels[:, None]) * self.giou_weight
+        return cost
+
+    def bounds(self, predictions: Predictions, group: Objects) -> Tensor:
+        """m, n -> (m,): of each prediction, never above its cost with one of the objects as `of_pairs` computes it.
+
+        It is the same sum, in the same order as rounding is monotonic, of bounds of its terms: the least class cost,
+        and by the triangle inequality the distance from the middle object less that object's from the farthest.
+        """
+        middle = group.boxes.mean(0, keepdim=True)
+        radius = self.box_distance.pairwise(middle, group.boxes).amax()
+        distance = self.box_distance.pairwise(predictions.boxes.T, middle)[:, 0]
+        distance = distance * (1 - BOUND_SLACK) - (radius + BOUND_SLACK) * (1 + BOUND_SLACK)
+        bound = predictions.class_costs.index_select(0, group.labels.unique()).amin(0)
+        bound += distance.clamp(min=0) * self.box_weight
+        bound -= generalized_iou_bound(predictions.pixels.T, group.pixels) * self.giou_weight
+        return bound
+
+
+class Cheapest(NamedTuple):
+    """The cheapest queries of n objects among those that were looked at: K each, ascending."""
+
+    costs: Tensor
+    """(n, K)"""
+    queries: Tensor
+    """(n, K) int32"""
+    rest: Tensor
+    """(n,) at most the cost of any other query; infinite where none can be needed"""
+    total: Tensor
+    """() a sum that is finite only if every cost is"""
+
 
 class ImageCosts:
     """Costs of the objects of one image with the predictions of one or more layers; computed when asked for.
@@ -70,35 +150,34 @@ class ImageCosts:
 
     def __init__(self, cost: MatchingCost, logits: Tensor, boxes: Tensor, target: Target, labels: Tensor) -> None:
         self.cost = cost
-        self.labels = labels
+        self.device = labels.device
         self.layers, self.queries = boxes.shape[:2]
-        self.class_costs = cost.of_classes(logits.float()).flatten(0, 1).T.contiguous()  # (K, layers * Q)
         factor = size_factor(target.size, boxes)
         pixels = cxcywh_to_xyxy(boxes.flatten(0, 1).float()) * factor
-        self.pixels = by_coordinate(pixels)
-        self.boxes = by_coordinate(xyxy_to_cxcywh(pixels) / factor)
-        self.object_pixels = target.boxes_xyxy
-        self.objects = xyxy_to_cxcywh(target.boxes_xyxy) / factor
+        class_costs = cost.of_classes(logits.float()).flatten(0, 1)
+        tables = class_costs, xyxy_to_cxcywh(pixels) / factor, pixels
+        self.predictions = Predictions(*(table.T.contiguous() for table in tables))  # the layers one after the other
+        self.objects = Objects(labels, xyxy_to_cxcywh(target.boxes_xyxy) / factor, target.boxes_xyxy)
         self._every_row = torch.arange(len(labels), device=labels.device)
 
     def __len__(self) -> int:
         """Objects."""
-        return len(self.labels)
+        return len(self.objects.labels)
 
     def centres(self) -> Tensor:
         """(layers, Q, 2) centres of the predictions, pixels."""
-        return ((self.pixels[:, :2] + self.pixels[:, 2:]) / 2).view(self.layers, self.queries, 2)
+        pixels = self.predictions.pixels
+        return ((pixels[:2] + pixels[2:]) / 2).T.view(self.layers, self.queries, 2)
 
     def of(self, rows: Tensor) -> Tensor:
         """(n,) rows of the objects -> (n, layers, Q)."""
-        width = self.layers * self.queries
-        step = max(1, self._block() // max(1, len(rows)))
-        parts = [self._part(rows, slice(start, start + step)) for start in range(0, width, step)]
+        objects, step = self.objects.select(rows), max(1, self._block() // max(1, len(rows)))
+        parts = [self.cost.of_pairs(predictions, objects) for predictions in self.predictions.split(step)]
         return torch.cat(parts, dim=1).view(len(rows), self.layers, self.queries)
 
     def whole(self, threads: Executor) -> tuple[Tensor, Tensor]:
         """(layers, N, Q) costs, and their sum: one that is not finite tells that some cost is not."""
-        costs = self.class_costs.new_empty(self.layers, len(self), self.queries)
+        costs = self.predictions.class_costs.new_empty(self.layers, len(self), self.queries)
 
         def fill(rows: slice) -> Tensor:
             block = self.of(self._every_row[rows])
@@ -109,34 +188,63 @@ class ImageCosts:
         rows = [slice(start, start + height) for start in range(0, len(self), height)]
         return costs, torch.stack(self._run(fill, rows, threads)).sum()
 
-    def cheapest(self, rows: Tensor, length: int, threads: Executor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a single layer: costs (n, length) ascending, their queries (n, length) int32, and the sum of all costs."""
+    def cheapest(self, rows: Tensor, length: int, threads: Executor) -> Cheapest:
+        """Of a single layer: the cheapest queries of some objects, length < Q."""
 
-        def find(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def find(part: Tensor) -> Cheapest:
             block = self.of(part)[:, 0]
-            found = block.topk(length, dim=1, largest=False)
-            return found.values, found.indices.int(), block.sum()
+            found = block.topk(length + 1, dim=1, largest=False)
+            rest = found.values[:, -1] if length < len(self) else block.new_full((len(part),), torch.inf)
+            return Cheapest(found.values[:, :-1], found.indices[:, :-1].int(), rest, block.sum())
 
-        found = self._run(find, rows.split(self._height()), threads)
-        costs, queries, sums = zip(*found, strict=True)
-        return torch.cat(costs), torch.cat(queries), torch.stack(sums).sum()
+        return _join(self._run(find, rows.split(self._height()), threads))
+
+    def cheap(self, length: int, threads: Executor) -> Cheapest:
+        """Of a single layer: cheap queries of all objects, most of them the cheapest, length < Q.
+
+        Objects near one another share bounds of their costs, and only the queries of the least bounds have their costs
+        computed. Not so on GPUs, where all costs take less time than the many small kernels would.
+        """
+        if self.device.type != "cpu":
+            return self.cheapest(self._every_row, length, threads)
+        candidates = min(self.queries, max(self.queries // CANDIDATES, 4 * (length + 1)))
+
+        def find(rows: Tensor) -> Cheapest:
+            group = self.objects.select(rows)
+            bounds = torch.cat([self.cost.bounds(part, group) for part in self.predictions.split(self._block())])
+            least, queries = bounds.topk(candidates, largest=False, sorted=False)
+            costs = self.cost.of_pairs(self.predictions.select(queries), group)
+            found = costs.topk(length + 1, largest=False)
+            rest = torch.minimum(found.values[:, -1], least.amax())
+            places = queries[found.indices[:, :-1]].int()
+            return Cheapest(found.values[:, :-1], places, rest, bounds.sum() + costs.sum())
+
+        order = _neighbours(self.objects.boxes[:, :2])
+        costs, queries, rest, total = _join(self._run(find, order.split(GROUP), threads))
+        back = order.argsort()
+        return Cheapest(costs[back], queries[back], rest[back], total)
 
     def _run(self, work: Callable[[Any], Any], parts: Sequence[Any], threads: Executor) -> list[Any]:
         """The work on all parts: shared among the threads on a CPU, one after the other on a GPU."""
         without_gradient = torch.no_grad()(work)  # a thread has its own gradient mode
-        return list((threads.map if self.labels.device.type == "cpu" else map)(without_gradient, parts))
+        return list((threads.map if self.device.type == "cpu" else map)(without_gradient, parts))
 
     def _block(self) -> int:
-        return BLOCK_ELEMENTS.get(self.labels.device.type, BLOCK_ELEMENTS["cuda"])
+        return BLOCK_ELEMENTS.get(self.device.type, BLOCK_ELEMENTS["cuda"])
 
     def _height(self) -> int:
         """Rows of a block."""
         return max(1, self._block() // (self.layers * self.queries))
 
-    def _part(self, rows: Tensor, columns: slice) -> Tensor:
-        """Costs of some rows and predictions, the layers one after the other."""
-        cost = self.class_costs[:, columns].index_select(0, self.labels[rows])
-        distance = self.cost.box_distance.pairwise(self.boxes[columns], self.objects[rows])
-        cost += distance.T * self.cost.box_weight
-        cost -= generalized_iou(self.pixels[columns], self.object_pixels[rows, None]) * self.cost.giou_weight
-        return cost
+
+def _join(parts: Sequence[Cheapest]) -> Cheapest:
+    costs, queries, rest, totals = zip(*parts, strict=True)
+    return Cheapest(torch.cat(costs), torch.cat(queries), torch.cat(rest), torch.stack(totals).sum())
+
+
+def _neighbours(points: Tensor) -> Tensor:
+    """(N, 2) in [0, 1] -> (N,) an order in which near ones follow one another: down one strip and up the next."""
+    strips = max(1, round((len(points) / GROUP) ** 0.5))
+    strip = points[:, 0].argsort().argsort() * strips // len(points)
+    along = torch.where(strip % 2 == 0, points[:, 1], -points[:, 1])
+    return (2 * strip + along).argsort()
