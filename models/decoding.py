@@ -37,7 +37,8 @@ def decode_in_groups(
     if len(groups) == 1:
         return decoder(*queries, memory, query_blocks(padding_mask, counts))
     device, width = padding_mask.device, padding_mask.shape[1]
-    logits, boxes_unact = [], []
+    logits: list[Tensor] = []
+    boxes_unact: list[Tensor] = []
     for group in groups:
         most = counts[group[0]]
         images = torch.tensor(group).to(device, non_blocking=True)
