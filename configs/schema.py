@@ -449,6 +449,14 @@ class RuntimeConfig:
     recompute: Literal["none", "feed_forward", "layers"] = "none"
     """What the backward pass computes again instead of keeping it from the forward pass (activation checkpointing): the
     feed-forward blocks, or whole encoder and decoder layers. Less memory, more time, the same numbers."""
+    compile: bool = False
+    """torch.compile for backbone and encoder; takes a compiler and a minute at the start, and again for new image
+    shapes. Meant for GPUs; slower on a CPU."""
+    channels_last: bool = False
+    """On GPUs: backbone maps with the channels of a pixel side by side, as half-precision convolutions want them."""
+    query_bucket: int = 1
+    """In training the queries of a batch are padded to a multiple of this number: fewer shapes for the memory of a GPU,
+    more work, the same numbers. Divides model.num_queries."""
     num_threads: int = 0
     """CPU threads of torch per process; 0 leaves torch's choice."""
     log_every: int = 50
@@ -460,7 +468,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         require_not_negative(self, "seed", "num_threads")
-        require_positive(self, "log_every", "keep_checkpoints")
+        require_positive(self, "log_every", "keep_checkpoints", "query_bucket")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -487,4 +495,6 @@ class Config:
     """With init_from: leave class heads of another size at their initial values instead of refusing."""
 
     def __post_init__(self) -> None:
+        queries, bucket = self.model.num_queries, self.runtime.query_bucket
+        require(queries % bucket == 0, "runtime.query_bucket", f"{bucket} does not divide model.num_queries {queries}")
         require(not self.reset_head or self.init_from is not None, "reset_head", "needs init_from")

@@ -20,6 +20,7 @@ from datasets.build import (
 )
 from datasets.coco import CocoDetection
 from datasets.structures import Batch, DataError
+from engine.acceleration import accelerate
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
 from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
@@ -121,7 +122,7 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
     else:
         load_weights(detector, checkpoint.model, source="--resume")
         origin = f"the checkpoint of epoch {checkpoint.epoch}"
-    detector.to(processes.device)
+    accelerate(detector.to(processes.device), runtime, device_type=processes.device.type)
     loader = build_train_loader(
         training_set,
         data,
@@ -184,7 +185,8 @@ def build_trained(
     check_trained_classes(dataset, checkpoint.categories, source=path)
     detector = build_detector(config)
     load_weights(detector, checkpoint.model, source=str(path))
-    return dataset, detector.to(processes.device)
+    accelerate(detector.to(processes.device), config.runtime, device_type=processes.device.type)
+    return dataset, detector
 
 
 def evaluation_batches(config: Config, dataset: CocoDetection, processes: Processes) -> Iterable[Batch]:

@@ -128,6 +128,7 @@ def _shared_parts(config: Config) -> dict[str, Any]:
         "encoder": Encoder(layers, recompute=config.runtime.recompute == "layers"),
         "proposal_head": ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.num_classes),
         "query_budget": _build_budget(config),
+        "query_bucket": config.runtime.query_bucket,
         "class_agnostic": model.class_agnostic_proposals,
     }
 

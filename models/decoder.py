@@ -1,7 +1,7 @@
 """Queries x memory -> hidden states and refined boxes, layer by layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,12 @@ class Memory:
     def references(self, boxes: Tensor) -> Tensor:
         """(B, Q, 4) boxes of the unpadded image -> (B, Q, L, 4) boxes on each level's padded map."""
         return boxes[:, :, None] * self.features.valid_ratios.repeat(1, 1, 2)[:, None]
+
+    def of(self, images: Tensor) -> "Memory":
+        """(n,) rows of the batch -> their memory."""
+        names = ("tokens", "position", "padding_mask", "valid_ratios")
+        rows = {name: getattr(self.features, name)[images] for name in names}
+        return Memory(self.tokens[images], replace(self.features, **rows))
 
 
 class DecoderLayer(nn.Module):

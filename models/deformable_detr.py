@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.decoder import DeformableDecoder, Memory
+from models.decoding import decode_in_groups
 from models.encoder import Encoder, Tokenizer
 from models.position_encoding import encode_boxes
 from models.proposals import ProposalHead, limit_to_tokens, query_blocks, select_queries
@@ -47,7 +48,11 @@ class ProposalQueries(nn.Module):
 
 
 class DeformableDETR(nn.Module):
-    """Backbone, neck, encoder, proposals, query budget, decoder."""
+    """Backbone, neck, encoder, proposals, query budget, decoder.
+
+    query_bucket     multiple of query counts in training, see `select_queries`
+    class_agnostic   see `select_queries`
+    """
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class DeformableDETR(nn.Module):
         query_budget: QueryBudget,
         query_maker: LearnedQueries | ProposalQueries,
         decoder: DeformableDecoder,
+        query_bucket: int,
         class_agnostic: bool,
     ) -> None:
         super().__init__()
@@ -71,6 +77,7 @@ class DeformableDETR(nn.Module):
         self.query_budget = query_budget
         self.query_maker = query_maker
         self.decoder = decoder
+        self.query_bucket = query_bucket
         self.class_agnostic = class_agnostic
 
     def forward(self, images: Tensor, padding_mask: Tensor, targets: Sequence[Target] | None = None) -> DetectorOutput:
@@ -80,12 +87,17 @@ class DeformableDETR(nn.Module):
         proposals = self.proposal_head(memory, features)  # every token scored and boxed
         num_queries, aux = self.query_budget(*proposals.finest_map())  # how many
         num_queries = limit_to_tokens(num_queries, features.spatial_shapes)
-        queries = select_queries(proposals, num_queries, class_agnostic=self.class_agnostic)  # which
+        bucket = self.query_bucket if self.training else 1
+        queries = select_queries(proposals, num_queries, class_agnostic=self.class_agnostic, bucket=bucket)  # which
 
         boxes = queries.boxes_unact.detach().sigmoid()
         content, position = self.query_maker(boxes)
-        blocks = query_blocks(queries.padding_mask, queries.counts)
-        logits, boxes_unact = self.decoder(content, position, boxes, Memory(memory, features), blocks)
+        seen = Memory(memory, features)
+        if self.training:
+            blocks = query_blocks(queries.padding_mask, queries.counts)
+            logits, boxes_unact = self.decoder(content, position, boxes, seen, blocks)
+        else:
+            logits, boxes_unact = decode_in_groups(self.decoder, (content, position, boxes), seen, queries)
         return DetectorOutput(
             queries=LayerPredictions(logits, boxes_unact, queries.padding_mask, queries.counts),
             num_queries=num_queries,

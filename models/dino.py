@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.decoder import DinoDecoder, Memory
+from models.decoding import decode_in_groups
 from models.denoising import Denoising, NoiseDraws, denoising_blocks
 from models.encoder import Encoder, Tokenizer
 from models.proposals import ProposalHead, limit_to_tokens, query_blocks, select_queries
@@ -24,6 +25,7 @@ class DINO(nn.Module):
     """Backbone, neck, encoder, proposals, query budget, denoising, decoder.
 
     num_queries              rows of the content table: the ceiling of every image's query count
+    query_bucket             multiple of query counts in training, see `select_queries`
     class_agnostic           see `select_queries`
     mask_denoising_padding   see `denoising_mask`
     """
@@ -41,6 +43,7 @@ class DINO(nn.Module):
         decoder: DinoDecoder,
         hidden_dim: int,
         num_queries: int,
+        query_bucket: int,
         class_agnostic: bool,
         mask_denoising_padding: bool,
     ) -> None:
@@ -54,6 +57,7 @@ class DINO(nn.Module):
         self.denoising = denoising
         self.decoder = decoder
         self.content_queries = nn.Embedding(num_queries, hidden_dim)
+        self.query_bucket = query_bucket
         self.class_agnostic = class_agnostic
         self.mask_denoising_padding = mask_denoising_padding
 
@@ -70,7 +74,8 @@ class DINO(nn.Module):
         proposals = self.proposal_head(memory, features)  # every token scored and boxed
         num_queries, aux = self.query_budget(*proposals.finest_map())  # how many
         num_queries = limit_to_tokens(num_queries, features.spatial_shapes)
-        queries = select_queries(proposals, num_queries, class_agnostic=self.class_agnostic)  # which
+        bucket = self.query_bucket if self.training else 1
+        queries = select_queries(proposals, num_queries, class_agnostic=self.class_agnostic, bucket=bucket)  # which
 
         batch, most = queries.index.shape
         content = self.content_queries.weight[:most].expand(batch, -1, -1)
@@ -83,7 +88,11 @@ class DINO(nn.Module):
             content = torch.cat([denoising.content, content], dim=1)
             boxes = torch.cat([denoising.boxes_unact.sigmoid(), boxes], dim=1)
 
-        logits, boxes_unact = self.decoder(content, boxes, Memory(memory, features), blocks)
+        seen = Memory(memory, features)
+        if self.training or denoising is not None:
+            logits, boxes_unact = self.decoder(content, boxes, seen, blocks)
+        else:
+            logits, boxes_unact = decode_in_groups(self.decoder, (content, boxes), seen, queries)
         front, denoised = 0, None
         if denoising is not None:
             front = denoising.content.shape[1]

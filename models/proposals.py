@@ -96,15 +96,18 @@ class FixedBudget(nn.Module):
         return count, {}
 
 
-def select_queries(proposals: ProposalSet, num_queries: Tensor, *, class_agnostic: bool) -> SelectedProposals:
+def select_queries(
+    proposals: ProposalSet, num_queries: Tensor, *, class_agnostic: bool, bucket: int = 1
+) -> SelectedProposals:
     """The best-scored proposals of each image, padded to the batch's largest query count.
 
     num_queries      (B,)  int64
     class_agnostic   rank by the first class channel instead of the best class
+    bucket           pad further, to a multiple of it, as far as there are tokens
     """
     scores = proposals.logits[..., 0] if class_agnostic else proposals.logits.max(-1).values
     counts = tuple(num_queries.tolist())  # sync
-    most = max(counts)
+    most = min(-(-max(counts) // bucket) * bucket, scores.shape[1])
     index = scores.topk(most, dim=1).indices
     return SelectedProposals(
         index=index,

@@ -114,6 +114,8 @@ def test_the_smallest_config_is_valid() -> None:
         ("evaluation.gallery_score=2", "evaluation.gallery_score"),
         ("runtime.seed=-1", "runtime.seed"),
         ("runtime.log_every=0", "runtime.log_every"),
+        ("runtime.query_bucket=0", "runtime.query_bucket"),
+        ("runtime.query_bucket=7", "runtime.query_bucket"),
         ("reset_head=true", "reset_head"),
     ],
 )

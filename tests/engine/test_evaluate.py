@@ -1,14 +1,17 @@
 """Evaluation of hand-made predictions, in one process and gathered from two."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
+from datasets.structures import Batch, Target
 from engine.detection_metrics import AITOD
 from engine.distributed import Processes
-from engine.evaluate import Evaluation, ImagePrediction, evaluate_detector
+from engine.evaluate import Evaluation, ImagePrediction, evaluate_detector, predict_batches
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -84,3 +87,20 @@ def test_an_image_seen_twice_is_refused() -> None:
 def test_a_missing_image_is_refused() -> None:
     with pytest.raises(ValueError, match="7"):
         evaluate_all([prediction(5, []), prediction(2**40, [])])
+
+
+def test_predicting_keeps_nothing_for_a_backward_pass() -> None:
+    class Detector(nn.Module):
+        def forward(self, images: Tensor, padding_mask: Tensor) -> SimpleNamespace:
+            assert torch.is_inference_mode_enabled()
+            assert not self.training
+            return SimpleNamespace(num_queries=torch.tensor([3]), aux={})
+
+    def postprocess(output: object, sizes: object, original_sizes: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(boxes=torch.zeros(1, 4), scores=torch.ones(1), labels=torch.zeros(1))]
+
+    target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 5, size=(8, 8), original_size=(8, 8))
+    batch = Batch(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool), [target])
+    found = list(predict_batches(Detector(), postprocess, [batch] * 2, device=torch.device("cpu"), amp="none"))
+    assert [images[0].num_queries for images, _ in found] == [3, 3]
+    assert not torch.is_inference_mode_enabled()

@@ -20,6 +20,7 @@ TINY = ["--repeats", "1", "--side", "64", "--threads", "1", "--device", "cpu", "
     [
         ("model", ["--queries", "12", "30"], 6, {"wall, ms", "CPU seconds", "GFLOP", "parameters, M"}),
         ("train", ["--objects", "3", "8"], 2, {"forward, CPU s", "losses, CPU s", "backward, CPU s", "wall, s"}),
+        ("grow", ["--queries", "12", "30", "--sides", "64", "80", "--batches", "1"], 2, {"queries", "CPU s"}),
     ],
 )
 def test_tables(part: str, options: list[str], rows: int, columns: set[str], tmp_path: Path) -> None:
