@@ -397,6 +397,12 @@ class OptimConfig:
     """Factor of each drop."""
     warmup_steps: int = 0
     """Linear warm-up of the learning rate over the first steps."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 for none."""
+    accumulate_steps: int = 1
+    """Batches per optimiser step, whose gradients are averaged; the last step of an epoch takes those left over."""
+    max_skipped_steps: int = 5
+    """Steps in a row that are left out as a loss or gradient is not finite; one more ends the run."""
     processes: int | None = None
     """Number of processes that lr was chosen for; another number is reported, lr stays."""
 
@@ -409,7 +415,10 @@ class OptimConfig:
             "weight_decay",
             "clip_grad_norm",
             "warmup_steps",
+            "max_skipped_steps",
         )
+        require_positive(self, "accumulate_steps")
+        require(0 <= self.ema_decay < 1, "ema_decay", f"must lie in [0, 1), got {self.ema_decay}")
         require(self.processes is None or self.processes > 0, "processes", f"must be > 0, got {self.processes}")
         bad = [epoch for epoch in self.lr_drop_epochs if epoch < 1]
         require(not bad, "lr_drop_epochs", f"must be >= 1, got {bad}")

@@ -1,6 +1,5 @@
 """Evaluation: every image once, on however many processes; metrics, count errors, pictures."""
 
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from engine.count_metrics import count_metrics
 from engine.detection_metrics import DetectionMetrics, ImageRecord, evaluate
 from engine.detection_metrics import Protocol as MetricProtocol
 from engine.distributed import Processes, gather_rows
+from engine.memory import peak_memory_mb
+from engine.step_failures import NonFiniteLossError
 from engine.train import TrainingBatch, autocast
 
 
@@ -140,15 +141,27 @@ def evaluate_detector(
     picture_ids   images whose predictions are kept whole
     """
     found = gather_predictions(predictions, processes=processes, picture_ids=picture_ids)
+    _require_finite(found)
     records = list(objects)
     counts = count_metrics(found.predicted_counts, found.num_queries, object_counts(found, records))
     return Evaluation(
         metrics=evaluate(image_records(found, records), num_classes=num_classes, protocol=protocol),
         counts=counts,
         seconds_per_image=found.seconds_per_image,
-        peak_memory_mb=_peak_memory_mb(processes.device),
+        peak_memory_mb=peak_memory_mb(processes.device),
         pictures=found.pictures,
     )
+
+
+def _require_finite(found: GatheredPredictions) -> None:
+    """Raises NonFiniteLossError, on all processes alike."""
+    rows = np.nonzero(~np.isfinite(found.detections).all(axis=1))[0]
+    if len(rows):
+        images = found.image_ids[np.unique(np.searchsorted(found.first_detection, rows, side="right") - 1)]
+        raise NonFiniteLossError(
+            f"predictions are not finite in {len(images)} images, for example {images[:10].tolist()}: training has "
+            "diverged; go on from an earlier checkpoint with a lower optim.lr"
+        )
 
 
 def gather_predictions(
@@ -212,9 +225,3 @@ def object_counts(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -
     if missing := sorted(counts.keys() - set(seen.tolist())):
         raise ValueError(f"{len(missing)} images were not predicted, for example {missing[:10]}")
     return np.array([counts[image_id] for image_id in found.image_ids.tolist()])
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

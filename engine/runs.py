@@ -20,6 +20,7 @@ from datasets.build import (
 )
 from datasets.coco import CocoDetection
 from datasets.structures import Batch, DataError
+from engine.averaging import WeightAverage
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
 from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
@@ -29,7 +30,7 @@ from engine.logger import RunLogger, progress
 from engine.optim import build_optimizer
 from engine.run_folder import Resumption, RunFolder, RunFolderError
 from engine.showcase import gallery_indices, show_evaluation
-from engine.train import NonFiniteLossError
+from engine.step_failures import NonFiniteLossError, StepMemoryError
 from engine.trainer import Trainer, announce
 from models.backbone_weights import WeightsError, load_backbone_weights
 from models.build import build_criterion, build_detector, build_postprocess, fill_input_statistics
@@ -43,6 +44,9 @@ EXIT_CODES: dict[type[Exception], int] = {
     WeightsError: 4,
     NonFiniteLossError: 5,
     NonFiniteCostError: 5,
+    StepMemoryError: 6,
+    torch.OutOfMemoryError: 6,
+    MemoryError: 6,
     Interrupted: 75,
 }
 
@@ -122,6 +126,8 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
         load_weights(detector, checkpoint.model, source="--resume")
         origin = f"the checkpoint of epoch {checkpoint.epoch}"
     detector.to(processes.device)
+    average = WeightAverage(detector, decay=config.optim.ema_decay) if config.optim.ema_decay > 0 else None
+    evaluated = detector if average is None else average.detector
     loader = build_train_loader(
         training_set,
         data,
@@ -140,10 +146,11 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
         trainer = Trainer(
             detector=detector,
             criterion=build_criterion(config),
+            average=average,
             optimizer=build_optimizer(detector, config.optim),
             loader=loader,
             evaluate=lambda step: evaluate(
-                config, detector, validation_set, processes, logger, folder / "evaluation", step=step
+                config, evaluated, validation_set, processes, logger, folder / "evaluation", step=step
             ),
             config=config,
             categories=training_set.categories,
@@ -183,7 +190,7 @@ def build_trained(
     )
     check_trained_classes(dataset, checkpoint.categories, source=path)
     detector = build_detector(config)
-    load_weights(detector, checkpoint.model, source=str(path))
+    load_weights(detector, checkpoint.best_weights, source=str(path))
     return dataset, detector.to(processes.device)
 
 
@@ -248,7 +255,7 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
     """Weights of init_from, or of the backbone; says where they came from."""
     start = "" if config.model.d3q is None else f"; density {config.model.d3q.initial_density:g} objects per cell"
     if config.init_from is not None:
-        state = load_checkpoint(Path(config.init_from)).model
+        state = load_checkpoint(Path(config.init_from)).best_weights
         kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
         start = start if any(name.startswith("query_budget.") for name in kept) else ""
         return f"{config.init_from}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"
