@@ -16,6 +16,7 @@ ADDED_SINCE: dict[int, dict[str, Any]] = {
     2: {"average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0},
 }
 """Of each earlier format: what it lacks, and what that was"""
+FORMATS = (*ADDED_SINCE, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint of this project. Raises CheckpointError."""
     content = read_archive(path)
     found = content.get("format") if isinstance(content, Mapping) else None
-    if found not in (*ADDED_SINCE, FORMAT):
+    if found not in FORMATS:
         held = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {held}. "

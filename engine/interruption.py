@@ -21,6 +21,23 @@ class Interrupted(Exception):
     """A signal stopped the run; its checkpoint is written."""
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, a signal raises Interrupted at once, but where a StopRequest is open: before and after training."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a repeated one does not disturb the end
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise Interrupted(f"stopped by {signal.Signals(number).name} outside the training; start again in the same way")
+
+    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class StopRequest:
     """While its context is open, the signals are noted only.
 

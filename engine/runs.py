@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from configs.compare import harmful_differences
 from configs.loader import ConfigError, dump_config, load_config, parse_config
 from configs.schema import Config
 from datasets.build import (
@@ -23,7 +24,7 @@ from datasets.structures import Batch, DataError
 from engine.averaging import WeightAverage
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
-from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
+from engine.distributed import Processes, gather_rows, start_processes, stop_processes, wait_for_all
 from engine.evaluate import evaluate_detector, predict_batches
 from engine.interruption import Interrupted
 from engine.logger import RunLogger, progress
@@ -89,6 +90,30 @@ def resolve_config(
     return config
 
 
+def find_last(config: Config) -> Path | None:
+    """last.pth of the run folder, which may be damaged or gone, where the folder holds a checkpoint of a run."""
+    folder = Path(str(config.runtime.output_dir))
+    return folder / "last.pth" if any(folder.glob("last*.pth")) else None
+
+
+def continue_config(config: Config, checkpoint: Checkpoint, path: Path, *, allow_change: bool) -> Config:
+    """The config with what the checkpoint's run took from its data.
+
+    Raises UsageError unless it makes the same training of it, or is allowed not to.
+    """
+    earlier = fill_input_statistics(parse_config(checkpoint.config, f"{path} (config)"))
+    ours, theirs = config.model.d3q, earlier.model.d3q
+    if ours is not None and theirs is not None and ours.initial_density is None:
+        d3q = replace(ours, initial_density=theirs.initial_density)
+        config = replace(config, model=replace(config.model, d3q=d3q))
+    if not allow_change and (differences := harmful_differences(config, earlier)):
+        raise UsageError(
+            f"{path} is of another config; undo the change, set another runtime.output_dir, or go on with it all the "
+            "same by --allow-config-change:\n" + "\n".join(differences)
+        )
+    return config
+
+
 def start_runtime(config: Config) -> Processes:
     """Processes, threads and seed."""
     try:
@@ -104,6 +129,7 @@ def start_runtime(config: Config) -> Processes:
 def train(config: Config, start: Resumption | None, processes: Processes) -> None:
     """Train to the last epoch, evaluating and saving on the way."""
     data, runtime = config.data, config.runtime
+    require_same_start(start, processes)
     checkpoint = start.checkpoint if start is not None else None
     folder = Path(str(runtime.output_dir))
     if checkpoint is None and any(folder.glob("last*.pth")):
@@ -169,6 +195,15 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
         logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
+
+
+def require_same_start(start: Resumption | None, processes: Processes) -> None:
+    """Raises CheckpointError unless all processes go on from the same step, or start afresh."""
+    place = (-1, -1, -1)
+    if start is not None:
+        place = (start.checkpoint.epoch, start.checkpoint.batch, start.checkpoint.step)
+    if len(gather_rows(torch.tensor([place]), processes).unique(dim=0)) > 1:
+        raise CheckpointError("the processes read different checkpoints: give all of them the same file")
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:

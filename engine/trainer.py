@@ -75,9 +75,6 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
         except ValueError as error:
             raise CheckpointError(f"the optimiser of the checkpoint does not fit: {error}") from error
-        place = torch.tensor([[checkpoint.epoch, checkpoint.batch, checkpoint.step]])
-        if len(gather_rows(place, self.processes).unique(dim=0)) > 1:
-            raise CheckpointError("the processes read different checkpoints: give all of them the same file")
         if checkpoint.batch > 0 and checkpoint.batches != len(self.loader):
             raise CheckpointError(
                 f"the checkpoint is from inside an epoch of {checkpoint.batches} batches, this run has "

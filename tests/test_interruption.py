@@ -144,6 +144,21 @@ def test_a_signal_during_the_evaluation_ends_it(
     assert_same_end(folder, whole)
 
 
+def test_a_signal_before_the_training_ends_the_run_at_once(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = runs.build_dataset
+
+    def signalled(*given: object, **options: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(*given, **options)
+
+    monkeypatch.setattr(runs, "build_dataset", signalled)
+    assert main.main(arguments(experiment, tmp_path / "run")) == 75
+    assert "stopped by SIGTERM outside the training" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_handlers_are_given_back(experiment: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert main.main(arguments(experiment, tmp_path / "run", "optim.epochs=1")) == 0
