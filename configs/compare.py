@@ -10,6 +10,7 @@ HARMLESS = (
     "optim.epochs",
     "optim.processes",
     "data.num_workers",
+    "data.worker_timeout",
     "data.cache_images",
     "evaluation.every_epochs",
     "evaluation.gallery_images",

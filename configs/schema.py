@@ -353,10 +353,15 @@ class DataConfig:
     """Leave images without objects out of training (the published setting)."""
     on_bad_annotation: Literal["error", "skip"] = "error"
     """A broken box stops the run, or is left out and counted."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A training image that cannot be read, after some tries, stops the run, or the next one takes its place and it is
+    counted. In the evaluation it stops the run."""
     batch_size: int = 1
     """Images per process and step."""
     num_workers: int = 2
     """Loader processes per training process; 0 loads in the training process."""
+    worker_timeout: int = 300
+    """Seconds without a batch after which hanging loader processes end the run; 0 for no limit."""
     cache_images: Literal["none", "memory"] = "none"
     """memory decodes every image once, before the first epoch, and keeps it: 3 bytes per pixel, in each process."""
     mean: tuple[float, float, float] | None = None
@@ -366,7 +371,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
-        require_not_negative(self, "num_workers", "brightness")
+        require_not_negative(self, "num_workers", "worker_timeout", "brightness")
         require_probability(self, "flip_prob", "vertical_flip_prob")
         require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")
         if self.crop_size is not None:

@@ -12,8 +12,8 @@ from engine.archive import CheckpointError, DamagedError, is_sealed, read_archiv
 
 FORMAT = 3
 ADDED_SINCE: dict[int, dict[str, Any]] = {
-    1: {"batch": 0, "batches": 0, "average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0},
-    2: {"average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0},
+    1: {"batch": 0, "batches": 0, "average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0, "replaced": 0},
+    2: {"average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0, "replaced": 0},
 }
 """Of each earlier format: what it lacks, and what that was"""
 FORMATS = (*ADDED_SINCE, FORMAT)
@@ -55,6 +55,8 @@ class Checkpoint:
     """Steps left out, as a loss or gradient was not finite"""
     skipped_in_row: int = 0
     """Those since the last good one"""
+    replaced: int = 0
+    """Images that could not be read, in whose place others came"""
 
     @property
     def best_weights(self) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ class CountedTarget(Protocol):
     def image_id(self) -> int: ...
     @property
     def labels(self) -> Tensor: ...
+    @property
+    def stands_for(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Meter:
 
     def __init__(self) -> None:
         self._clock = time.perf_counter()
+        self.replaced = 0
+        """Images that could not be read, of this process and since the last checkpoint"""
         self.clear()
 
     def clear(self) -> None:
@@ -75,6 +79,7 @@ class Meter:
         self._add("gradient_norm", gradient_norm)
         for result in results:
             self._images += len(result.targets)
+            self.replaced += sum(target.stands_for is not None for target in result.targets)
             self._objects += sum(len(target.labels) for target in result.targets)
             values = {f"loss/{name}": value for name, value in result.losses.items()} | {
                 "loss": result.total,

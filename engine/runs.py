@@ -20,6 +20,7 @@ from datasets.build import (
     mean_density,
 )
 from datasets.coco import CocoDetection
+from datasets.loading import worker_failures_named
 from datasets.structures import Batch, DataError
 from engine.averaging import WeightAverage
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
@@ -193,7 +194,8 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
         announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
         if processes.is_main:
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        trainer.fit()
+        with worker_failures_named(loader):
+            trainer.fit()
         logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
 
 

@@ -57,6 +57,8 @@ class Progress:
     """Steps left out, as a loss or gradient was not finite"""
     skipped_in_row: int = 0
     """Those since the last good one"""
+    replaced: int = 0
+    """Images that could not be read, in whose place others came"""
     best_score: float = -1.0
     """Best evaluation so far"""
     evaluated: bool = True

@@ -95,6 +95,7 @@ class Trainer:
             step=checkpoint.step,
             skipped=checkpoint.skipped,
             skipped_in_row=checkpoint.skipped_in_row,
+            replaced=checkpoint.replaced,
             best_score=checkpoint.best_score,
             evaluated=checkpoint.evaluated,
         )
@@ -176,6 +177,8 @@ class Trainer:
 
     def _save(self, *, best: bool = False) -> None:
         states = gather_rows(random_state(self.processes.device)[None], self.processes)
+        self.progress.replaced += int(gather_rows(torch.tensor([self.meter.replaced]), self.processes).sum())
+        self.meter.replaced = 0
         if not self.processes.is_main:
             return
         checkpoint = Checkpoint(
@@ -193,6 +196,7 @@ class Trainer:
             batches=len(self.loader),
             skipped=self.progress.skipped,
             skipped_in_row=self.progress.skipped_in_row,
+            replaced=self.progress.replaced,
             meter=self.meter.state(),
             average={} if self.average is None else self.average.state(),
         )

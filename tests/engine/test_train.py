@@ -28,6 +28,7 @@ ALONE = Processes(rank=0, world_size=1, device=CPU)
 class Target:
     image_id: int
     labels: Tensor
+    stands_for: int | None = None
 
 
 @dataclass
