@@ -463,6 +463,9 @@ class RuntimeConfig:
     recompute: Literal["none", "feed_forward", "layers"] = "none"
     """What the backward pass computes again instead of keeping it from the forward pass (activation checkpointing): the
     feed-forward blocks, or whole encoder and decoder layers. Less memory, more time, the same numbers."""
+    deterministic: bool = False
+    """Deterministic algorithms only, so that two runs agree bit for bit: on CPUs with as many threads. On a GPU the
+    gradients of the deformable attention still are sums in any order; what else varies is warned of."""
     num_threads: int = 0
     """CPU threads of torch per process; 0 leaves torch's choice."""
     log_every: int = 50

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from engine.archive import CheckpointError, DamagedError, is_sealed, read_archive, write_archive
 
 FORMAT = 3
-ADDED_SINCE: dict[int, dict[str, Any]] = {
-    1: {"batch": 0, "batches": 0, "average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0, "replaced": 0},
-    2: {"average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0, "replaced": 0},
-}
+SINCE_3: dict[str, Any] = {"average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0, "replaced": 0, "seconds": 0.0}
+ADDED_SINCE: dict[int, dict[str, Any]] = {1: {"batch": 0, "batches": 0, **SINCE_3}, 2: SINCE_3}
 """Of each earlier format: what it lacks, and what that was"""
 FORMATS = (*ADDED_SINCE, FORMAT)
 
@@ -57,6 +55,8 @@ class Checkpoint:
     """Those since the last good one"""
     replaced: int = 0
     """Images that could not be read, in whose place others came"""
+    seconds: float = 0.0
+    """Time so far, over all interruptions"""
 
     @property
     def best_weights(self) -> dict[str, Tensor]:

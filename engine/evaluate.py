@@ -141,7 +141,6 @@ def evaluate_detector(
     picture_ids   images whose predictions are kept whole
     """
     found = gather_predictions(predictions, processes=processes, picture_ids=picture_ids)
-    _require_finite(found)
     records = list(objects)
     counts = count_metrics(found.predicted_counts, found.num_queries, object_counts(found, records))
     return Evaluation(
@@ -151,17 +150,6 @@ def evaluate_detector(
         peak_memory_mb=peak_memory_mb(processes.device),
         pictures=found.pictures,
     )
-
-
-def _require_finite(found: GatheredPredictions) -> None:
-    """Raises NonFiniteLossError, on all processes alike."""
-    rows = np.nonzero(~np.isfinite(found.detections).all(axis=1))[0]
-    if len(rows):
-        images = found.image_ids[np.unique(np.searchsorted(found.first_detection, rows, side="right") - 1)]
-        raise NonFiniteLossError(
-            f"predictions are not finite in {len(images)} images, for example {images[:10].tolist()}: training has "
-            "diverged; go on from an earlier checkpoint with a lower optim.lr"
-        )
 
 
 def gather_predictions(
@@ -196,11 +184,19 @@ def gather_predictions(
 
 
 def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
-    """Detections and objects side by side, image by image; each image must be among the predicted."""
+    """Detections and objects side by side, image by image; each image must be among the predicted.
+
+    Raises NonFiniteLossError, on all processes alike.
+    """
     position_of = {image_id: position for position, image_id in enumerate(found.image_ids.tolist())}
     for record in objects:
         position = position_of[record.image_id]
         mine = found.detections[slice(*found.first_detection[position : position + 2].tolist())].astype(np.float64)
+        if not np.isfinite(mine).all():
+            raise NonFiniteLossError(
+                f"the predictions of image {record.image_id} are not finite: training has diverged; go on from an "
+                "earlier checkpoint with a lower optim.lr"
+            )
         yield ImageRecord(
             image_id=record.image_id,
             gt_boxes=record.boxes,

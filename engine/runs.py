@@ -24,10 +24,12 @@ from datasets.loading import worker_failures_named
 from datasets.structures import Batch, DataError
 from engine.averaging import WeightAverage
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
+from engine.closing import closing_report
 from engine.detection_metrics import get_protocol
+from engine.determinism import determinism
 from engine.distributed import Processes, gather_rows, start_processes, stop_processes, wait_for_all
 from engine.evaluate import evaluate_detector, predict_batches
-from engine.interruption import Interrupted
+from engine.interruption import Interrupted, StopRequest
 from engine.logger import RunLogger, progress
 from engine.optim import build_optimizer
 from engine.run_folder import Resumption, RunFolder, RunFolderError
@@ -129,35 +131,19 @@ def start_runtime(config: Config) -> Processes:
 
 def train(config: Config, start: Resumption | None, processes: Processes) -> None:
     """Train to the last epoch, evaluating and saving on the way."""
-    data, runtime = config.data, config.runtime
+    runtime, folder = config.runtime, Path(str(config.runtime.output_dir))
     require_same_start(start, processes)
-    checkpoint = start.checkpoint if start is not None else None
-    folder = Path(str(runtime.output_dir))
-    if checkpoint is None and any(folder.glob("last*.pth")):
-        raise UsageError(
-            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
-            "runtime.output_dir, or remove it"
-        )
-    training_set, validation_set = (
-        build_dataset(data, training=training, seed=runtime.seed, processes_here=processes.world_size_here)
-        for training in (True, False)
-    )
-    for dataset in (training_set, validation_set):
-        check_classes(dataset, config.model.num_classes)
-    if checkpoint is None:
+    if start is None:
+        require_no_checkpoint(folder)
+    training_set, validation_set = open_data(config, processes)
+    if start is None:
         config = resolve_initial_density(config, training_set)
-    detector = build_detector(config)
-    if checkpoint is None:
-        origin = load_initial_weights(detector, config, processes)
-    else:
-        load_weights(detector, checkpoint.model, source="--resume")
-        origin = f"the checkpoint of epoch {checkpoint.epoch}"
-    detector.to(processes.device)
+    detector, origin = starting_detector(config, start, processes)
     average = WeightAverage(detector, decay=config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     evaluated = detector if average is None else average.detector
     loader = build_train_loader(
         training_set,
-        data,
+        config.data,
         rank=processes.rank,
         world_size=processes.world_size,
         seed=runtime.seed,
@@ -167,9 +153,11 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
     with (
         RunFolder(folder, processes, keep=runtime.keep_checkpoints, resumed=resumed, codes=EXIT_CODES) as run_folder,
         RunLogger(folder, is_main=processes.is_main) as logger,
+        determinism(processes.device, wanted=runtime.deterministic),
+        worker_failures_named(loader),
     ):
-        if start is not None and start.warning is not None:
-            logger.say(start.warning)
+        stop = StopRequest(processes, remedy=f"go on with --resume {run_folder.last}")
+        results = folder / "evaluation"
         trainer = Trainer(
             detector=detector,
             criterion=build_criterion(config),
@@ -177,26 +165,68 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
             optimizer=build_optimizer(detector, config.optim),
             loader=loader,
             evaluate=lambda step: evaluate(
-                config, evaluated, validation_set, processes, logger, folder / "evaluation", step=step
+                config, evaluated, validation_set, processes, logger, results, step=step, watch=stop.watched
             ),
             config=config,
             categories=training_set.categories,
             processes=processes,
             logger=logger,
             run_folder=run_folder,
+            stop=stop,
         )
-        if checkpoint is None:
-            logger.rewind(-1)  # of a run that ended before its first checkpoint
-        else:
-            trainer.restore(checkpoint)
+        begin(trainer, start)
+        if runtime.deterministic and processes.device.type == "cuda":
+            logger.say(GPU_NOTICE)
         left_out = training_set.dropped | training_set.skipped
         data_line = f"{training_set.statistics()}" + (f"; left out: {left_out}" if left_out else "")
         announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
         if processes.is_main:
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        with worker_failures_named(loader):
-            trainer.fit()
-        logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
+        trainer.fit()
+        logger.say(closing_report(folder, trainer.progress, left_out=left_out))
+
+
+def require_no_checkpoint(folder: Path) -> None:
+    """Raises UsageError where a new run would overwrite an old one."""
+    if any(folder.glob("last*.pth")):
+        raise UsageError(
+            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
+            "runtime.output_dir, or remove it"
+        )
+
+
+def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, CocoDetection]:
+    """The training and the validation split. Raises DataError."""
+    training_set, validation_set = (
+        build_dataset(
+            config.data, training=training, seed=config.runtime.seed, processes_here=processes.world_size_here
+        )
+        for training in (True, False)
+    )
+    for dataset in (training_set, validation_set):
+        check_classes(dataset, config.model.num_classes)
+    return training_set, validation_set
+
+
+def starting_detector(config: Config, start: Resumption | None, processes: Processes) -> tuple[nn.Module, str]:
+    """The detector on its device, and where its weights come from."""
+    detector = build_detector(config)
+    if start is None:
+        origin = load_initial_weights(detector, config, processes)
+    else:
+        load_weights(detector, start.checkpoint.model, source="--resume")
+        origin = f"the checkpoint of epoch {start.checkpoint.epoch}"
+    return detector.to(processes.device), origin
+
+
+def begin(trainer: Trainer, start: Resumption | None) -> None:
+    """Go on where the checkpoint was taken, or afresh."""
+    if start is None:
+        trainer.logger.rewind(-1)  # of a run that ended before its first checkpoint
+        return
+    if start.warning is not None:
+        trainer.logger.say(start.warning)
+    trainer.restore(start.checkpoint)
 
 
 def require_same_start(start: Resumption | None, processes: Processes) -> None:
@@ -252,9 +282,10 @@ def evaluate(
     folder: Path,
     *,
     step: int,
+    watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> float:
-    """Evaluate on all processes and show the result; returns the mean AP."""
-    batches = evaluation_batches(config, dataset, processes)
+    """Evaluate on all processes and show the result; returns the mean AP. `watch` may end it between batches."""
+    batches = watch(evaluation_batches(config, dataset, processes))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
     shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
     evaluation = evaluate_detector(

@@ -59,6 +59,8 @@ class Progress:
     """Those since the last good one"""
     replaced: int = 0
     """Images that could not be read, in whose place others came"""
+    seconds: float = 0.0
+    """Time so far, over all interruptions"""
     best_score: float = -1.0
     """Best evaluation so far"""
     evaluated: bool = True

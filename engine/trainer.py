@@ -1,5 +1,6 @@
 """A training run: epochs, evaluations, checkpoints; and going on where a run stopped."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class Trainer:
     evaluate    optimiser steps so far -> score of the detector, higher is better
     categories  class names, kept in the checkpoints
     run_folder  gets last.pth after every epoch and where a signal stops the run, and best.pth
+    stop        asked after every step, and before and after evaluations
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Trainer:
         processes: Processes,
         logger: RunLogger,
         run_folder: RunFolder,
+        stop: StopRequest,
     ) -> None:
         self.detector = detector
         self.criterion = criterion
@@ -58,7 +61,8 @@ class Trainer:
         self.run_folder = run_folder
         self.progress = Progress()
         self.meter = Meter()
-        self.stop = StopRequest(processes, remedy=f"go on with --resume {run_folder.last}")
+        self._saved_at = time.monotonic()
+        self.stop = stop
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.runtime.amp == "fp16")
         # Weights are drawn by now; dropout and denoising noise differ between processes.
         torch.manual_seed(config.runtime.seed + processes.rank)
@@ -96,6 +100,7 @@ class Trainer:
             skipped=checkpoint.skipped,
             skipped_in_row=checkpoint.skipped_in_row,
             replaced=checkpoint.replaced,
+            seconds=checkpoint.seconds,
             best_score=checkpoint.best_score,
             evaluated=checkpoint.evaluated,
         )
@@ -179,6 +184,8 @@ class Trainer:
         states = gather_rows(random_state(self.processes.device)[None], self.processes)
         self.progress.replaced += int(gather_rows(torch.tensor([self.meter.replaced]), self.processes).sum())
         self.meter.replaced = 0
+        now = time.monotonic()
+        self.progress.seconds, self._saved_at = self.progress.seconds + now - self._saved_at, now
         if not self.processes.is_main:
             return
         checkpoint = Checkpoint(
@@ -197,6 +204,7 @@ class Trainer:
             skipped=self.progress.skipped,
             skipped_in_row=self.progress.skipped_in_row,
             replaced=self.progress.replaced,
+            seconds=self.progress.seconds,
             meter=self.meter.state(),
             average={} if self.average is None else self.average.state(),
         )

@@ -223,6 +223,43 @@ def test_two_processes_stop_after_the_same_step_and_go_on_to_the_same_bits(
     assert_same_end(folder, whole)
 
 
+@pytest.mark.slow
+def test_two_processes_leave_an_evaluation_together(experiment: Path, tmp_path: Path) -> None:
+    """Only the second one gets the signal; both end with the code of an interruption."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    hook = tmp_path / "hook.py"
+    hook.write_text(EVALUATION_HOOK.format(root=str(Path(main.__file__).parent), folder=str(tmp_path)))
+    two = command(2)[:-1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for program, given, code in [
+        (main.__file__, arguments(experiment, whole), 0),
+        (str(hook), arguments(experiment, folder), 1),
+        (main.__file__, ["--resume", str(folder / "last.pth")], 0),
+    ]:
+        done = subprocess.run([*two, program, *given], env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == code, done.stderr[-2000:]
+        if code == 1:
+            assert [(tmp_path / f"code{rank}").read_text() for rank in (0, 1)] == ["75", "75"]
+            assert not load_checkpoint(folder / "last.pth").evaluated
+    assert_same_end(folder, whole)
+
+
+EVALUATION_HOOK = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import main
+from engine import runs
+batches = runs.evaluation_batches
+def signalled(*given):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return batches(*given)
+runs.evaluation_batches = signalled
+code = main.main()
+open(os.path.join({folder!r}, "code" + os.environ["RANK"]), "w").write(str(code))
+sys.exit(code)
+"""
+
 HOOK = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
