@@ -26,7 +26,7 @@ from engine.averaging import WeightAverage
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from engine.closing import closing_report
 from engine.detection_metrics import get_protocol
-from engine.determinism import determinism
+from engine.determinism import GPU_NOTICE, determinism
 from engine.distributed import Processes, gather_rows, start_processes, stop_processes, wait_for_all
 from engine.evaluate import evaluate_detector, predict_batches
 from engine.interruption import Interrupted, StopRequest
