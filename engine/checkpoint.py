@@ -101,7 +101,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint of this project. Raises CheckpointError."""
     content = read_archive(path)
     found = content.get("format") if isinstance(content, Mapping) else None
-    if found not in FORMATS:
+    if not isinstance(found, int) or found not in FORMATS:
         held = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {held}. "
