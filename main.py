@@ -3,15 +3,16 @@
     python main.py --config configs/dino_d3q_scenes.yaml              train, evaluate, draw
     python main.py --config X --set optim.lr=2e-4 data.batch_size=2   with other values
     python main.py --resume runs/X/last.pth                           go on
+    python main.py --config X --resume auto                           go on if there is something to go on from
     python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
     torchrun --nproc_per_node=2 main.py --config X                    two processes
 
 SIGTERM or SIGINT (Ctrl-C) stops a training after the step in hand: last.pth holds it, and --resume goes on to the same
-weights as a run that was not stopped. status.json in the run folder tells the state and the exit code, also under
-torchrun, which returns 1 for all of them.
+weights as a run that was not stopped. With --resume auto a cluster can repeat one command until it returns 0.
+status.json in the run folder tells the state and the exit code, also under torchrun, which returns 1 for all of them.
 
-Exit codes: 0 done, 2 usage, config or run folder, 3 data, 4 checkpoint or weights, 5 the loss is not finite, 75 stopped
-by a signal and saved, 1 unexpected.
+Exit codes: 0 done, 2 usage, config or run folder, 3 data, 4 checkpoint or weights, 5 the loss is not finite, 6 out of
+memory, 75 stopped by a signal and saved, 1 unexpected.
 """
 
 import argparse
@@ -21,48 +22,86 @@ from pathlib import Path
 
 from configs.loader import dump_config
 from engine.checkpoint import load_checkpoint
+from engine.interruption import interruptible
 from engine.memory import tune_allocation
 from engine.run_folder import Resumption, load_newest
-from engine.runs import EXIT_CODES, UsageError, evaluate_checkpoint, exit_code, resolve_config, start_runtime, train
+from engine.runs import (
+    EXIT_CODES,
+    UsageError,
+    continue_config,
+    evaluate_checkpoint,
+    exit_code,
+    find_last,
+    resolve_config,
+    start_runtime,
+    train,
+)
+
+AUTO = Path("auto")
+"""Of --resume"""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", type=Path, help="experiment file; with --resume it replaces the checkpoint's")
+    parser.add_argument("--config", type=Path, help="experiment file; with --resume it must equal the checkpoint's")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from, or evaluate, a checkpoint")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="go on from, or evaluate, a checkpoint; auto: go on from last.pth of the run folder where there is one",
+    )
+    parser.add_argument(
+        "--allow-config-change", action="store_true", help="go on with a --config other than the checkpoint's"
+    )
     parser.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and return the exit code; expected errors are one message, without a traceback."""
-    tune_allocation()
-    return exit_code(lambda: run(parse_arguments(arguments)), EXIT_CODES)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.eval and arguments.resume is None:
+def require_usage(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for arguments that do not go together."""
+    if arguments.eval and arguments.resume in (None, AUTO):
         raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
     if arguments.config is None and arguments.resume is None:
         raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to go on with one")
+    if arguments.config is None and arguments.resume == AUTO:
+        raise UsageError("--resume auto needs --config FILE: the run to start, or to go on with")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and return the exit code; expected errors are one message, without a traceback."""
+    tune_allocation()
+
+    def work() -> None:
+        with interruptible():
+            run(parse_arguments(arguments))
+
+    return exit_code(work, EXIT_CODES)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    require_usage(arguments)
+    resume = arguments.resume
+    if resume == AUTO:
+        resume = find_last(resolve_config(arguments.set, file=arguments.config, resume=None, checkpoint=None))
     start = None
-    if arguments.resume is not None:
-        whole = Resumption(load_checkpoint(arguments.resume), arguments.resume) if arguments.eval else None
-        start = whole or load_newest(arguments.resume)
+    if resume is not None:
+        start = Resumption(load_checkpoint(resume), resume) if arguments.eval else load_newest(resume)
     checkpoint = start.checkpoint if start is not None else None
-    config = resolve_config(arguments.set, file=arguments.config, resume=arguments.resume, checkpoint=checkpoint)
+    config = resolve_config(arguments.set, file=arguments.config, resume=resume, checkpoint=checkpoint)
+    if checkpoint is not None and arguments.config is not None and not arguments.eval:
+        config = continue_config(config, checkpoint, resume, allow_change=arguments.allow_config_change)
     if arguments.print_config:
         print(dump_config(config), end="")
         return
     if checkpoint is not None and not arguments.eval:
-        checkpoint.require_training_state(arguments.resume)
+        checkpoint.require_training_state(resume)
     processes = start_runtime(config)
     if arguments.eval and checkpoint is not None:
-        evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
+        evaluate_checkpoint(config, checkpoint, resume, processes)
     else:
         train(config, start, processes)
 

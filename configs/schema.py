@@ -353,10 +353,15 @@ class DataConfig:
     """Leave images without objects out of training (the published setting)."""
     on_bad_annotation: Literal["error", "skip"] = "error"
     """A broken box stops the run, or is left out and counted."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A training image that cannot be read, after some tries, stops the run, or the next one takes its place and it is
+    counted. In the evaluation it stops the run."""
     batch_size: int = 1
     """Images per process and step."""
     num_workers: int = 2
     """Loader processes per training process; 0 loads in the training process."""
+    worker_timeout: int = 300
+    """Seconds without a batch after which hanging loader processes end the run; 0 for no limit."""
     cache_images: Literal["none", "memory"] = "none"
     """memory decodes every image once, before the first epoch, and keeps it: 3 bytes per pixel, in each process."""
     mean: tuple[float, float, float] | None = None
@@ -366,7 +371,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
-        require_not_negative(self, "num_workers", "brightness")
+        require_not_negative(self, "num_workers", "worker_timeout", "brightness")
         require_probability(self, "flip_prob", "vertical_flip_prob")
         require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")
         if self.crop_size is not None:
@@ -397,6 +402,12 @@ class OptimConfig:
     """Factor of each drop."""
     warmup_steps: int = 0
     """Linear warm-up of the learning rate over the first steps."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 for none."""
+    accumulate_steps: int = 1
+    """Batches per optimiser step, whose gradients are averaged; the last step of an epoch takes those left over."""
+    max_skipped_steps: int = 5
+    """Steps in a row that are left out as a loss or gradient is not finite; one more ends the run."""
     processes: int | None = None
     """Number of processes that lr was chosen for; another number is reported, lr stays."""
 
@@ -409,7 +420,10 @@ class OptimConfig:
             "weight_decay",
             "clip_grad_norm",
             "warmup_steps",
+            "max_skipped_steps",
         )
+        require_positive(self, "accumulate_steps")
+        require(0 <= self.ema_decay < 1, "ema_decay", f"must lie in [0, 1), got {self.ema_decay}")
         require(self.processes is None or self.processes > 0, "processes", f"must be > 0, got {self.processes}")
         bad = [epoch for epoch in self.lr_drop_epochs if epoch < 1]
         require(not bad, "lr_drop_epochs", f"must be >= 1, got {bad}")
@@ -457,6 +471,9 @@ class RuntimeConfig:
     query_bucket: int = 1
     """In training the queries of a batch are padded to a multiple of this number: fewer shapes for the memory of a GPU,
     more work, the same numbers. Divides model.num_queries."""
+    deterministic: bool = False
+    """Deterministic algorithms only, so that two runs agree bit for bit: on CPUs with as many threads. On a GPU the
+    gradients of the deformable attention still are sums in any order; what else varies is warned of."""
     num_threads: int = 0
     """CPU threads of torch per process; 0 leaves torch's choice."""
     log_every: int = 50

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from configs.schema import DataConfig, SplitConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
+from datasets.loading import ImageLoader, ImageReader, WorkerBoard
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.structures import DataError
 from datasets.transforms import (
@@ -53,21 +53,23 @@ def build_dataset(data: DataConfig, *, training: bool, seed: int, processes_here
 
 def build_train_loader(
     dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, seed: int, pin_memory: bool
-) -> DataLoader[Any]:
+) -> ImageLoader:
     """Batches in an order that follows from (seed, epoch); its `batch_sampler` is a TrainSampler."""
     sampler = TrainSampler(
         num_images=len(dataset), batch_size=data.batch_size, rank=rank, world_size=world_size, seed=seed
     )
-    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(data, pin_memory=pin_memory))
+    reader = ImageReader(dataset, board=WorkerBoard(data.num_workers), on_bad_image=data.on_bad_image)
+    return ImageLoader(reader, batch_sampler=sampler, **_loader_options(data, pin_memory=pin_memory))
 
 
 def build_eval_loader(
     dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, pin_memory: bool
-) -> DataLoader[Any]:
+) -> ImageLoader:
     """Each image exactly once over all processes."""
     sampler = EvalSampler(num_images=len(dataset), rank=rank, world_size=world_size)
     options = _loader_options(data, pin_memory=pin_memory)
-    return DataLoader(dataset, sampler=sampler, batch_size=data.batch_size, **options)
+    reader = ImageReader(dataset, board=WorkerBoard(data.num_workers), on_bad_image="error")
+    return ImageLoader(reader, sampler=sampler, batch_size=data.batch_size, **options)
 
 
 def check_classes(dataset: CocoDetection, num_classes: int) -> None:
@@ -106,6 +108,7 @@ def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:
         "collate_fn": collate,
         "pin_memory": pin_memory,
         "worker_init_fn": leave_signals_to_parent,
+        "timeout": data.worker_timeout if data.num_workers > 0 else 0,
         "persistent_workers": data.num_workers > 0,
         # Forked workers share the annotations and cached images; others would be sent a copy each.
         "multiprocessing_context": "fork" if data.num_workers > 0 and "fork" in get_all_start_methods() else None,

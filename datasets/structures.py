@@ -43,6 +43,7 @@ class Target:
     image_id       the file's own image id
     size           (h, w) of the unpadded network input, px
     original_size  (H, W) of the image file, px
+    stands_for     id of an image that could not be read, in whose place this one is
     """
 
     boxes_xyxy: Tensor
@@ -50,6 +51,7 @@ class Target:
     image_id: int
     size: tuple[int, int]
     original_size: tuple[int, int]
+    stands_for: int | None = None
 
     @property
     def boxes(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from engine.archive import CheckpointError, DamagedError, is_sealed, read_archive, write_archive
 
-FORMAT = 2
+FORMAT = 3
+SINCE_3: dict[str, Any] = {"average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0, "replaced": 0, "seconds": 0.0}
+ADDED_SINCE: dict[int, dict[str, Any]] = {1: {"batch": 0, "batches": 0, **SINCE_3}, 2: SINCE_3}
+"""Of each earlier format: what it lacks, and what that was"""
+FORMATS = (*ADDED_SINCE, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,27 @@ class Checkpoint:
     """Finished batches of the epoch in progress, per process"""
     batches: int = 0
     """Batches of an epoch, per process"""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """State dict of the averaged detector; empty without optim.ema_decay"""
+    meter: dict[str, Any] = field(default_factory=dict)
+    """Sums since the last record of the metrics log"""
+    skipped: int = 0
+    """Steps left out, as a loss or gradient was not finite"""
+    skipped_in_row: int = 0
+    """Those since the last good one"""
+    replaced: int = 0
+    """Images that could not be read, in whose place others came"""
+    seconds: float = 0.0
+    """Time so far, over all interruptions"""
+
+    @property
+    def best_weights(self) -> dict[str, Tensor]:
+        """The weights to evaluate and to start from: the averaged ones where there are."""
+        return self.average or self.model
 
     def content(self) -> dict[str, Any]:
         """What the file holds."""
-        return {"format": FORMAT, **{field.name: getattr(self, field.name) for field in fields(self)}}
+        return {"format": FORMAT, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}
 
     def require_training_state(self, path: Path) -> None:
         """Raises CheckpointError for one that cannot be trained on."""
@@ -79,17 +100,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint of this project. Raises CheckpointError."""
     content = read_archive(path)
-    if isinstance(content, Mapping) and content.get("format") == 1:  # before there were seals and stops inside an epoch
-        content = {**content, "format": FORMAT, "batch": 0, "batches": 0}
-    elif isinstance(content, Mapping) and content.get("format") == FORMAT and not is_sealed(path):
-        raise DamagedError(f"{path}: without the checksum at its end; take an earlier one")
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        found = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if not isinstance(found, int) or found not in FORMATS:
+        held = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {found}. "
+            f"{path}: not a checkpoint of this project (format {FORMAT}); it holds {held}. "
             "Convert weights of other projects with scripts/convert_checkpoint.py"
         )
-    names = [field.name for field in fields(Checkpoint)]
+    if found != 1 and not is_sealed(path):
+        raise DamagedError(f"{path}: without the checksum at its end; take an earlier one")
+    content = {**content, **ADDED_SINCE.get(found, {})}
+    names = [entry.name for entry in fields(Checkpoint)]
     missing = [name for name in names if name not in content]
     if missing:
         raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")

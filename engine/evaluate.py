@@ -1,6 +1,5 @@
 """Evaluation: every image once, on however many processes; metrics, count errors, pictures."""
 
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from engine.count_metrics import count_metrics
 from engine.detection_metrics import DetectionMetrics, ImageRecord, evaluate
 from engine.detection_metrics import Protocol as MetricProtocol
 from engine.distributed import Processes, gather_rows
+from engine.memory import peak_memory_mb
+from engine.step_failures import NonFiniteLossError
 from engine.train import TrainingBatch, autocast
 
 
@@ -146,7 +147,7 @@ def evaluate_detector(
         metrics=evaluate(image_records(found, records), num_classes=num_classes, protocol=protocol),
         counts=counts,
         seconds_per_image=found.seconds_per_image,
-        peak_memory_mb=_peak_memory_mb(processes.device),
+        peak_memory_mb=peak_memory_mb(processes.device),
         pictures=found.pictures,
     )
 
@@ -183,11 +184,19 @@ def gather_predictions(
 
 
 def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
-    """Detections and objects side by side, image by image; each image must be among the predicted."""
+    """Detections and objects side by side, image by image; each image must be among the predicted.
+
+    Raises NonFiniteLossError, on all processes alike.
+    """
     position_of = {image_id: position for position, image_id in enumerate(found.image_ids.tolist())}
     for record in objects:
         position = position_of[record.image_id]
         mine = found.detections[slice(*found.first_detection[position : position + 2].tolist())].astype(np.float64)
+        if not np.isfinite(mine).all():
+            raise NonFiniteLossError(
+                f"the predictions of image {record.image_id} are not finite: training has diverged; go on from an "
+                "earlier checkpoint with a lower optim.lr"
+            )
         yield ImageRecord(
             image_id=record.image_id,
             gt_boxes=record.boxes,
@@ -212,9 +221,3 @@ def object_counts(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -
     if missing := sorted(counts.keys() - set(seen.tolist())):
         raise ValueError(f"{len(missing)} images were not predicted, for example {missing[:10]}")
     return np.array([counts[image_id] for image_id in found.image_ids.tolist()])
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

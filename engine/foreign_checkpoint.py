@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.archive import CheckpointError, read_archive
-from engine.checkpoint import FORMAT
+from engine.checkpoint import FORMATS
 
 
 class Inert:
@@ -67,7 +67,7 @@ def read_foreign_checkpoint(path: Path) -> ForeignCheckpoint:
     content = _read(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds {type(content).__name__}, not a dictionary of weights")
-    if content.get("format") == FORMAT:
+    if content.get("format") in FORMATS:
         raise CheckpointError(f"{path}: already a checkpoint of this project; it needs no conversion")
     found = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
     state = found[0] if found else content

@@ -2,10 +2,10 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,28 @@ PATIENCE = 3.0
 """Seconds after which a further SIGINT ends the process at once; torchrun repeats the first one sooner."""
 
 
+Item = TypeVar("Item")
+
+
 class Interrupted(Exception):
     """A signal stopped the run; its checkpoint is written."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, a signal raises Interrupted at once, but where a StopRequest is open: before and after training."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a repeated one does not disturb the end
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise Interrupted(f"stopped by {signal.Signals(number).name} outside the training; start again in the same way")
+
+    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -59,14 +79,26 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises Interrupted: for work that is done again from the last checkpoint."""
-        self._at_once = True
+        """Inside, a signal to a run of one process raises Interrupted: for work done again from the last checkpoint.
+
+        Of several processes none may leave on its own: `watched` lets them leave together.
+        """
+        self._at_once = self._processes.world_size == 1
         try:
-            if self._noted is not None:
+            if self._at_once and self._noted is not None:
                 raise self.interrupted()
             yield
         finally:
             self._at_once = False
+
+    def watched(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, up to a signal; at their end all processes raise Interrupted together where one has had it."""
+        for item in items:
+            if self._noted is not None:
+                break
+            yield item
+        if self.settle():
+            raise self.interrupted()
 
     def interrupted(self) -> Interrupted:
         """The exception to end the run with."""

@@ -2,7 +2,10 @@
 
 import ctypes
 import os
+import resource
 import sys
+
+import torch
 
 M_MMAP_THRESHOLD = -3
 LARGE = 2 * 2**20
@@ -20,3 +23,10 @@ def tune_allocation() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far, MiB: by tensors on the GPU, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -83,13 +83,15 @@ def _summary_tables(report: Report) -> str:
     summary = {name: _measured(value) for name, value in report.metrics.summary().items() if name not in unevaluated}
     tables = []
     for title, prefix in (("average precision, %", "mAP"), ("average recall, %", "AR"), ("LRP error, %", "oLRP")):
-        chosen = {_column(name): format_percent(value) for name, value in summary.items() if name.startswith(prefix)}
+        chosen = {
+            column_heading(name): format_percent(value) for name, value in summary.items() if name.startswith(prefix)
+        }
         if chosen:
             tables.append(format_table(["", *chosen], [[title, *chosen.values()]]))
     return "\n\n".join(tables)
 
 
-def _column(name: str) -> str:
+def column_heading(name: str) -> str:
     """Heading of a summary entry: mAP_50 -> AP50, mAP_vt -> AP_vt, oLRP_false_positive -> false positive."""
     if name.startswith("mAP_") and name.removeprefix("mAP_").isdigit():
         return "AP" + name.removeprefix("mAP_")

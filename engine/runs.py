@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from configs.compare import harmful_differences
 from configs.loader import ConfigError, dump_config, load_config, parse_config
 from configs.schema import Config
 from datasets.build import (
@@ -19,18 +20,22 @@ from datasets.build import (
     mean_density,
 )
 from datasets.coco import CocoDetection
+from datasets.loading import worker_failures_named
 from datasets.structures import Batch, DataError
 from engine.acceleration import accelerate
+from engine.averaging import WeightAverage
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
+from engine.closing import closing_report
 from engine.detection_metrics import get_protocol
-from engine.distributed import Processes, start_processes, stop_processes, wait_for_all
+from engine.determinism import GPU_NOTICE, determinism
+from engine.distributed import Processes, gather_rows, start_processes, stop_processes, wait_for_all
 from engine.evaluate import evaluate_detector, predict_batches
-from engine.interruption import Interrupted
+from engine.interruption import Interrupted, StopRequest
 from engine.logger import RunLogger, progress
 from engine.optim import build_optimizer
 from engine.run_folder import Resumption, RunFolder, RunFolderError
 from engine.showcase import gallery_indices, show_evaluation
-from engine.train import NonFiniteLossError
+from engine.step_failures import NonFiniteLossError, StepMemoryError
 from engine.trainer import Trainer, announce
 from models.backbone_weights import WeightsError, load_backbone_weights
 from models.build import build_criterion, build_detector, build_postprocess, fill_input_statistics
@@ -44,6 +49,9 @@ EXIT_CODES: dict[type[Exception], int] = {
     WeightsError: 4,
     NonFiniteLossError: 5,
     NonFiniteCostError: 5,
+    StepMemoryError: 6,
+    torch.OutOfMemoryError: 6,
+    MemoryError: 6,
     Interrupted: 75,
 }
 
@@ -86,6 +94,30 @@ def resolve_config(
     return config
 
 
+def find_last(config: Config) -> Path | None:
+    """last.pth of the run folder, which may be damaged or gone, where the folder holds a checkpoint of a run."""
+    folder = Path(str(config.runtime.output_dir))
+    return folder / "last.pth" if any(folder.glob("last*.pth")) else None
+
+
+def continue_config(config: Config, checkpoint: Checkpoint, path: Path, *, allow_change: bool) -> Config:
+    """The config with what the checkpoint's run took from its data.
+
+    Raises UsageError unless it makes the same training of it, or is allowed not to.
+    """
+    earlier = fill_input_statistics(parse_config(checkpoint.config, f"{path} (config)"))
+    ours, theirs = config.model.d3q, earlier.model.d3q
+    if ours is not None and theirs is not None and ours.initial_density is None:
+        d3q = replace(ours, initial_density=theirs.initial_density)
+        config = replace(config, model=replace(config.model, d3q=d3q))
+    if not allow_change and (differences := harmful_differences(config, earlier)):
+        raise UsageError(
+            f"{path} is of another config; undo the change, set another runtime.output_dir, or go on with it all the "
+            "same by --allow-config-change:\n" + "\n".join(differences)
+        )
+    return config
+
+
 def start_runtime(config: Config) -> Processes:
     """Processes, threads and seed."""
     try:
@@ -100,32 +132,21 @@ def start_runtime(config: Config) -> Processes:
 
 def train(config: Config, start: Resumption | None, processes: Processes) -> None:
     """Train to the last epoch, evaluating and saving on the way."""
-    data, runtime = config.data, config.runtime
-    checkpoint = start.checkpoint if start is not None else None
-    folder = Path(str(runtime.output_dir))
-    if checkpoint is None and any(folder.glob("last*.pth")):
-        raise UsageError(
-            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
-            "runtime.output_dir, or remove it"
-        )
-    training_set, validation_set = (
-        build_dataset(data, training=training, seed=runtime.seed, processes_here=processes.world_size_here)
-        for training in (True, False)
-    )
-    for dataset in (training_set, validation_set):
-        check_classes(dataset, config.model.num_classes)
-    if checkpoint is None:
+    runtime, folder = config.runtime, Path(str(config.runtime.output_dir))
+    require_same_start(start, processes)
+    if start is None:
+        require_no_checkpoint(folder)
+    training_set, validation_set = open_data(config, processes)
+    if start is None:
         config = resolve_initial_density(config, training_set)
-    detector = build_detector(config)
-    if checkpoint is None:
-        origin = load_initial_weights(detector, config, processes)
-    else:
-        load_weights(detector, checkpoint.model, source="--resume")
-        origin = f"the checkpoint of epoch {checkpoint.epoch}"
-    accelerate(detector.to(processes.device), runtime, device_type=processes.device.type)
+    detector, origin = starting_detector(config, start, processes)
+    average = WeightAverage(detector, decay=config.optim.ema_decay) if config.optim.ema_decay > 0 else None
+    evaluated = detector if average is None else average.detector
+    for module in {detector, evaluated}:
+        accelerate(module, runtime, device_type=processes.device.type)
     loader = build_train_loader(
         training_set,
-        data,
+        config.data,
         rank=processes.rank,
         world_size=processes.world_size,
         seed=runtime.seed,
@@ -135,34 +156,89 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
     with (
         RunFolder(folder, processes, keep=runtime.keep_checkpoints, resumed=resumed, codes=EXIT_CODES) as run_folder,
         RunLogger(folder, is_main=processes.is_main) as logger,
+        determinism(processes.device, wanted=runtime.deterministic),
+        worker_failures_named(loader),
     ):
-        if start is not None and start.warning is not None:
-            logger.say(start.warning)
+        stop = StopRequest(processes, remedy=f"go on with --resume {run_folder.last}")
+        results = folder / "evaluation"
         trainer = Trainer(
             detector=detector,
             criterion=build_criterion(config),
+            average=average,
             optimizer=build_optimizer(detector, config.optim),
             loader=loader,
             evaluate=lambda step: evaluate(
-                config, detector, validation_set, processes, logger, folder / "evaluation", step=step
+                config, evaluated, validation_set, processes, logger, results, step=step, watch=stop.watched
             ),
             config=config,
             categories=training_set.categories,
             processes=processes,
             logger=logger,
             run_folder=run_folder,
+            stop=stop,
         )
-        if checkpoint is None:
-            logger.rewind(-1)  # of a run that ended before its first checkpoint
-        else:
-            trainer.restore(checkpoint)
+        begin(trainer, start)
+        if runtime.deterministic and processes.device.type == "cuda":
+            logger.say(GPU_NOTICE)
         left_out = training_set.dropped | training_set.skipped
         data_line = f"{training_set.statistics()}" + (f"; left out: {left_out}" if left_out else "")
         announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
         if processes.is_main:
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
-        logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
+        logger.say(closing_report(folder, trainer.progress, left_out=left_out))
+
+
+def require_no_checkpoint(folder: Path) -> None:
+    """Raises UsageError where a new run would overwrite an old one."""
+    if any(folder.glob("last*.pth")):
+        raise UsageError(
+            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
+            "runtime.output_dir, or remove it"
+        )
+
+
+def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, CocoDetection]:
+    """The training and the validation split. Raises DataError."""
+    training_set, validation_set = (
+        build_dataset(
+            config.data, training=training, seed=config.runtime.seed, processes_here=processes.world_size_here
+        )
+        for training in (True, False)
+    )
+    for dataset in (training_set, validation_set):
+        check_classes(dataset, config.model.num_classes)
+    return training_set, validation_set
+
+
+def starting_detector(config: Config, start: Resumption | None, processes: Processes) -> tuple[nn.Module, str]:
+    """The detector on its device, and where its weights come from."""
+    detector = build_detector(config)
+    if start is None:
+        origin = load_initial_weights(detector, config, processes)
+    else:
+        load_weights(detector, start.checkpoint.model, source="--resume")
+        origin = f"the checkpoint of epoch {start.checkpoint.epoch}"
+    return detector.to(processes.device), origin
+
+
+def begin(trainer: Trainer, start: Resumption | None) -> None:
+    """Go on where the checkpoint was taken, or afresh."""
+    if start is None:
+        trainer.logger.rewind(-1)  # of a run that ended before its first checkpoint
+        return
+    if start.warning is not None:
+        trainer.logger.say(start.warning)
+    trainer.restore(start.checkpoint)
+
+
+def require_same_start(start: Resumption | None, processes: Processes) -> None:
+    """Raises CheckpointError unless all processes go on from the same step, or start afresh."""
+    place = (-1, -1, -1)
+    if start is not None:
+        place = (start.checkpoint.epoch, start.checkpoint.batch, start.checkpoint.step)
+    if len(gather_rows(torch.tensor([place]), processes).unique(dim=0)) > 1:
+        raise CheckpointError("the processes read different checkpoints: give all of them the same file")
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
@@ -184,7 +260,7 @@ def build_trained(
     )
     check_trained_classes(dataset, checkpoint.categories, source=path)
     detector = build_detector(config)
-    load_weights(detector, checkpoint.model, source=str(path))
+    load_weights(detector, checkpoint.best_weights, source=str(path))
     accelerate(detector.to(processes.device), config.runtime, device_type=processes.device.type)
     return dataset, detector
 
@@ -210,9 +286,10 @@ def evaluate(
     folder: Path,
     *,
     step: int,
+    watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> float:
-    """Evaluate on all processes and show the result; returns the mean AP."""
-    batches = evaluation_batches(config, dataset, processes)
+    """Evaluate on all processes and show the result; returns the mean AP. `watch` may end it between batches."""
+    batches = watch(evaluation_batches(config, dataset, processes))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
     shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
     evaluation = evaluate_detector(
@@ -250,7 +327,7 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
     """Weights of init_from, or of the backbone; says where they came from."""
     start = "" if config.model.d3q is None else f"; density {config.model.d3q.initial_density:g} objects per cell"
     if config.init_from is not None:
-        state = load_checkpoint(Path(config.init_from)).model
+        state = load_checkpoint(Path(config.init_from)).best_weights
         kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
         start = start if any(name.startswith("query_budget.") for name in kept) else ""
         return f"{config.init_from}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"

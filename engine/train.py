@@ -1,31 +1,24 @@
 """The training loop: one epoch, to be read aloud. It receives objects and builds none."""
 
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import OptimConfig
-from engine.logger import RunLogger
+from engine.averaging import WeightAverage
+from engine.distributed import Processes
+from engine.meter import BatchResult, Meter
 from engine.optim import learning_rate_factor, set_learning_rates
+from engine.step_failures import NonFiniteLossError, images_of, memory_explained
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class NonFiniteLossError(ArithmeticError):
-    """Training has diverged."""
-
-
-class TrainingTarget(Protocol):
-    """What the loop itself reads of a target."""
-
-    @property
-    def image_id(self) -> int: ...
-    @property
-    def labels(self) -> Tensor: ...
 
 
 class TrainingBatch(Protocol):
@@ -42,9 +35,36 @@ class TrainingBatch(Protocol):
 
 
 class Criterion(Protocol):
-    """Output of the detector and targets -> named losses, whose sum is minimised."""
+    """Output of the detector and targets -> named losses, whose sum is minimised.
+
+    Raises FloatingPointError, on all processes alike, for predictions that are not finite.
+    """
 
     def __call__(self, output: Any, targets: Sequence[Any]) -> dict[str, Tensor]: ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    """Finished epochs"""
+    batch: int = 0
+    """Finished batches of the epoch in progress, per process"""
+    step: int = 0
+    """Finished optimiser steps, those left out included"""
+    skipped: int = 0
+    """Steps left out, as a loss or gradient was not finite"""
+    skipped_in_row: int = 0
+    """Those since the last good one"""
+    replaced: int = 0
+    """Images that could not be read, in whose place others came"""
+    seconds: float = 0.0
+    """Time so far, over all interruptions"""
+    best_score: float = -1.0
+    """Best evaluation so far"""
+    evaluated: bool = True
+    """Whether the evaluation due after the last finished epoch is done"""
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
@@ -58,101 +78,124 @@ def train_one_epoch(
     batches: Iterable[TrainingBatch],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    average: WeightAverage | None = None,
     *,
     config: OptimConfig,
-    epoch: int,
-    step: int,
-    device: torch.device,
+    progress: Progress,
+    num_batches: int,
+    processes: Processes,
     amp: str,
-    logger: RunLogger,
-    log_every: int,
-) -> int:
-    """One pass over the batches.
+    meter: Meter,
+    warn: Callable[[str], None],
+    after_step: Callable[[], bool],
+) -> None:
+    """The rest of the epoch in progress: one optimiser step per `config.accumulate_steps` batches.
 
-    epoch     0-based epoch in progress
-    step      optimiser steps before this epoch
-    returns   optimiser steps after it
+    batches       from `progress.batch` on; the last step of an epoch is of those left over, and of their mean too
+    average       of the detector's weights; follows every step
+    progress      batches and steps are counted there
+    num_batches   of the whole epoch
+    warn          told of each step that is left out
+    after_step    called with everything counted; whether to stop here
 
-    Raises NonFiniteLossError with the image ids of the batch; weights are then those before it.
+    Where the loss or the gradient of any process is not finite, all leave the step out: weights, average and optimiser
+    stay as they are. Raises NonFiniteLossError after more than `config.max_skipped_steps` of them in a row, and
+    StepMemoryError, both with image ids.
     """
     detector.train()
-    meter = Meter()
-    for batch in batches:
-        batch = batch.to(device, non_blocking=True)
-        set_learning_rates(optimizer, learning_rate_factor(config, epoch=epoch, step=step))
-        with autocast(device, amp):
+    meter.start_clock()
+    stream = iter(meter.waiting(batches))
+    while size := min(config.accumulate_steps, num_batches - progress.batch):
+        set_learning_rates(optimizer, learning_rate_factor(config, epoch=progress.epoch, step=progress.step))
+        optimizer.zero_grad(set_to_none=True)
+        taken: list[TrainingBatch] = []
+        results: list[BatchResult] = []
+        try:
+            for batch in islice(stream, size):
+                taken.append(batch)
+                with shared_gradients(detector, share=len(taken) == size):
+                    results.append(add_gradients(detector, criterion, batch, scaler, processes, amp=amp, of=size))
+            gradient_norm = take_step(detector, optimizer, scaler, largest_norm=config.clip_grad_norm)
+        except FloatingPointError:
+            taken += islice(stream, size - len(taken))
+            meter.skip()
+            if not lowers_scale(scaler):
+                images = images_of(taken, results, processes)
+                leave_out(progress, images, limit=config.max_skipped_steps, warn=warn)
+        else:
+            progress.skipped_in_row = 0
+            meter.add(results, gradient_norm)
+            if average is not None:
+                average.update(progress.step)
+        progress.step += 1
+        progress.batch += size
+        if after_step():
+            return
+
+
+def shared_gradients(detector: nn.Module, *, share: bool) -> AbstractContextManager[None]:
+    """Around forward and backward pass: whether the gradients summed so far become those of all processes."""
+    if share or not isinstance(detector, DistributedDataParallel):
+        return nullcontext()
+    return detector.no_sync()
+
+
+def add_gradients(
+    detector: nn.Module,
+    criterion: Criterion,
+    batch: TrainingBatch,
+    scaler: torch.amp.GradScaler,
+    processes: Processes,
+    *,
+    amp: str,
+    of: int,
+) -> BatchResult:
+    """Forward and backward pass of one batch `of` those of a step, whose gradients are averaged."""
+    with memory_explained(batch) as num_queries:
+        batch = batch.to(processes.device, non_blocking=True)
+        with autocast(processes.device, amp):
             output = detector(batch.images, batch.padding_mask, batch.targets)
+        num_queries.append(output.num_queries)
         losses = criterion(output, batch.targets)
         total = torch.stack(list(losses.values())).sum()
-        require_finite(total, batch.targets)
+        # A loss that is not finite must show in the gradients, which are the same on all processes: 1, or else NaN.
+        scaler.scale(total / of).backward(1 + 0 * total.detach())
+    detached = {name: value.detach() for name, value in losses.items()}
+    return BatchResult(detached, total.detach(), output.num_queries, batch.targets)
 
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(total).backward()
-        scaler.unscale_(optimizer)
-        gradient_norm = nn.utils.clip_grad_norm_(detector.parameters(), config.clip_grad_norm or math.inf)
+
+def take_step(
+    detector: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, largest_norm: float
+) -> Tensor:
+    """Clip the gradients, of all processes alike, and step; returns their norm before.
+
+    Raises FloatingPointError, without a step, where the norm is not finite: of float32 gradients, or of float16 ones
+    whose scale was too large; the scaler has lowered it then.
+    """
+    scaler.unscale_(optimizer)
+    gradient_norm = nn.utils.clip_grad_norm_(detector.parameters(), largest_norm or math.inf)
+    finite = math.isfinite(float(gradient_norm))  # sync
+    if finite:
         scaler.step(optimizer)
-        scaler.update()
-
-        step += 1
-        meter.add(losses, total, gradient_norm, output.num_queries, batch.targets)
-        if step % log_every == 0:
-            report_step(logger, optimizer, meter, epoch=epoch, step=step)
-            meter = Meter()
-    return step
+    scaler.update()
+    if not finite:
+        raise FloatingPointError("the gradient is not finite")
+    return gradient_norm
 
 
-def require_finite(total: Tensor, targets: Sequence[TrainingTarget]) -> None:
-    """Raises NonFiniteLossError."""
-    if not math.isfinite(value := float(total.detach())):  # sync
+def lowers_scale(scaler: torch.amp.GradScaler) -> bool:
+    """Whether a gradient that is not finite is but a sign that float16 needs a lower scale, which it gets."""
+    return scaler.is_enabled() and scaler.get_scale() >= 1
+
+
+def leave_out(progress: Progress, images: str, *, limit: int, warn: Callable[[str], None]) -> None:
+    """Count a step without update; raises NonFiniteLossError after more than `limit` in a row."""
+    progress.skipped += 1
+    progress.skipped_in_row += 1
+    problem = f"the loss or its gradient is not finite ({images})"
+    if progress.skipped_in_row > limit:
         raise NonFiniteLossError(
-            f"the loss is {value} (images {[target.image_id for target in targets]}); lower optim.lr, set "
-            "optim.clip_grad_norm, or runtime.amp: none"
+            f"step {progress.step + 1}: {problem}, as in {limit} steps before it, which were left out; lower optim.lr, "
+            "set optim.clip_grad_norm, or runtime.amp: none"
         )
-
-
-class Meter:
-    """Means of what happened since the last report."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.steps = 0
-        self.images = 0
-        self.objects = 0
-        self.sums: dict[str, Tensor] = {}
-
-    def add(
-        self,
-        losses: dict[str, Tensor],
-        total: Tensor,
-        gradient_norm: Tensor,
-        num_queries: Tensor,
-        targets: Sequence[TrainingTarget],
-    ) -> None:
-        self.steps += 1
-        self.images += len(targets)
-        values = {f"loss/{name}": value for name, value in losses.items()} | {
-            "loss": total,
-            "gradient_norm": gradient_norm,
-            "queries_per_image": num_queries.float().mean(),
-        }
-        self.objects += sum(len(target.labels) for target in targets)
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-
-    def means(self) -> dict[str, float]:
-        sums = torch.stack(list(self.sums.values())).tolist()  # sync
-        seconds = time.perf_counter() - self.start
-        means = {name: value / self.steps for name, value in zip(self.sums, sums, strict=True)}
-        return means | {"objects_per_image": self.objects / self.images, "images_per_second": self.images / seconds}
-
-
-def report_step(logger: RunLogger, optimizer: torch.optim.Optimizer, meter: Meter, *, epoch: int, step: int) -> None:
-    """One line, one record of every loss term, the learning rates, and the pace."""
-    means = meter.means()
-    rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
-    logger.record("train", step, means | rates)
-    logger.say(
-        f"epoch {epoch + 1}  step {step}  loss {means['loss']:.3f}  gradient {means['gradient_norm']:.2f}  "
-        f"lr {max(rates.values()):.1e}  queries {means['queries_per_image']:.0f} for "
-        f"{means['objects_per_image']:.0f} objects  {means['images_per_second']:.1f} images/s"
-    )
+    warn(f"warning: step {progress.step + 1} is left out: {problem}")

@@ -1,7 +1,7 @@
 """A training run: epochs, evaluations, checkpoints; and going on where a run stopped."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,37 +11,25 @@ from torch.utils.data import DataLoader
 
 from configs.loader import dump_config
 from configs.schema import Config
+from engine.averaging import WeightAverage
 from engine.checkpoint import Checkpoint, CheckpointError, random_state, restore_random_state
 from engine.distributed import Processes, gather_rows
 from engine.interruption import StopRequest
 from engine.logger import RunLogger, progress
+from engine.meter import Meter, report_step
 from engine.run_folder import RunFolder
-from engine.train import Criterion, TrainingBatch, train_one_epoch
-
-
-@dataclass
-class Progress:
-    """Where a run stands."""
-
-    epoch: int = 0
-    """Finished epochs"""
-    batch: int = 0
-    """Finished batches of the epoch in progress, per process"""
-    step: int = 0
-    """Finished optimiser steps"""
-    best_score: float = -1.0
-    """Best evaluation so far"""
-    evaluated: bool = True
-    """Whether the evaluation due after the last finished epoch is done"""
+from engine.train import Criterion, Progress, train_one_epoch
 
 
 class Trainer:
     """Trains a detector to the last epoch; receives everything built.
 
+    average     of the detector's weights, kept in the checkpoints
     loader      its batch_sampler has `set_epoch(epoch, start_batch)`
     evaluate    optimiser steps so far -> score of the detector, higher is better
     categories  class names, kept in the checkpoints
     run_folder  gets last.pth after every epoch and where a signal stops the run, and best.pth
+    stop        asked after every step, and before and after evaluations
     """
 
     def __init__(
@@ -49,6 +37,7 @@ class Trainer:
         *,
         detector: nn.Module,
         criterion: Criterion,
+        average: WeightAverage | None,
         optimizer: torch.optim.Optimizer,
         loader: DataLoader[Any],
         evaluate: Callable[[int], float],
@@ -57,9 +46,11 @@ class Trainer:
         processes: Processes,
         logger: RunLogger,
         run_folder: RunFolder,
+        stop: StopRequest,
     ) -> None:
         self.detector = detector
         self.criterion = criterion
+        self.average = average
         self.optimizer = optimizer
         self.loader = loader
         self.evaluate = evaluate
@@ -69,7 +60,9 @@ class Trainer:
         self.logger = logger
         self.run_folder = run_folder
         self.progress = Progress()
-        self.stop = StopRequest(processes, remedy=f"go on with --resume {run_folder.last}")
+        self.meter = Meter()
+        self._saved_at = time.monotonic()
+        self.stop = stop
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.runtime.amp == "fp16")
         # Weights are drawn by now; dropout and denoising noise differ between processes.
         torch.manual_seed(config.runtime.seed + processes.rank)
@@ -86,23 +79,32 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
         except ValueError as error:
             raise CheckpointError(f"the optimiser of the checkpoint does not fit: {error}") from error
-        place = torch.tensor([[checkpoint.epoch, checkpoint.batch, checkpoint.step]])
-        if len(gather_rows(place, self.processes).unique(dim=0)) > 1:
-            raise CheckpointError("the processes read different checkpoints: give all of them the same file")
         if checkpoint.batch > 0 and checkpoint.batches != len(self.loader):
             raise CheckpointError(
                 f"the checkpoint is from inside an epoch of {checkpoint.batches} batches, this run has "
                 f"{len(self.loader)}: keep its data and data.batch_size, or use it as init_from of a new run"
             )
+        if checkpoint.batch % self.config.optim.accumulate_steps:
+            raise CheckpointError(
+                f"the checkpoint is from inside an epoch, after {checkpoint.batch} batches: keep its "
+                "optim.accumulate_steps until the epoch ends"
+            )
         self.scaler.load_state_dict(checkpoint.scaler)
+        if self.average is not None:
+            self.average.restore(checkpoint.average)
         restore_random_state(states[self.processes.rank], self.processes.device)
         self.progress = Progress(
             epoch=checkpoint.epoch,
             batch=checkpoint.batch,
             step=checkpoint.step,
+            skipped=checkpoint.skipped,
+            skipped_in_row=checkpoint.skipped_in_row,
+            replaced=checkpoint.replaced,
+            seconds=checkpoint.seconds,
             best_score=checkpoint.best_score,
             evaluated=checkpoint.evaluated,
         )
+        self.meter.restore(checkpoint.meter, self.processes.device)
         self.logger.rewind(self.progress.step, undone=None if checkpoint.evaluated else "evaluation")
 
     def fit(self) -> None:
@@ -129,38 +131,46 @@ class Trainer:
 
     def _train_epoch(self, trained: nn.Module) -> None:
         """To the end of the epoch in progress, or to where the processes agree to stop."""
-        config, epoch = self.config, self.progress.epoch
-        self.progress.step = train_one_epoch(
+        config, place = self.config, self.progress
+        self.loader.batch_sampler.set_epoch(place.epoch, place.batch)  # type: ignore[union-attr]
+        left = len(self.loader) - place.batch
+        description = f"epoch {place.epoch + 1}"
+        train_one_epoch(
             trained,
             self.criterion,
-            self._batches(),
+            progress(self.loader, total=left, description=description, enabled=self.processes.is_main),
             self.optimizer,
             self.scaler,
+            self.average,
             config=config.optim,
-            epoch=epoch,
-            step=self.progress.step,
-            device=self.processes.device,
+            progress=place,
+            num_batches=len(self.loader),
+            processes=self.processes,
             amp=config.runtime.amp,
-            logger=self.logger,
-            log_every=config.runtime.log_every,
+            meter=self.meter,
+            warn=self.logger.say,
+            after_step=self._after_step,
         )
-        if self.progress.batch < len(self.loader):
+        if place.batch < len(self.loader):
             return
-        self.progress.epoch += 1
-        self.progress.batch = 0
-        due = self.progress.epoch % config.evaluation.every_epochs == 0 or self.progress.epoch == config.optim.epochs
-        self.progress.evaluated = not due
+        place.epoch, place.batch = place.epoch + 1, 0
+        place.evaluated = place.epoch % config.evaluation.every_epochs != 0 and place.epoch != config.optim.epochs
 
-    def _batches(self) -> Iterator[TrainingBatch]:
-        """The rest of the epoch's batches, until the processes agree to stop."""
-        epoch, start = self.progress.epoch, self.progress.batch
-        self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]
-        description, total = f"epoch {epoch + 1}", len(self.loader) - start
-        for batch in progress(self.loader, total=total, description=description, enabled=self.processes.is_main):
-            yield batch
-            self.progress.batch += 1  # the loop is back for the next one
-            if self.stop.agree():
-                return
+    def _after_step(self) -> bool:
+        """Report where it is due; whether the processes agree to stop."""
+        if self.progress.step % self.config.runtime.log_every == 0:
+            steps_per_epoch = -(-len(self.loader) // self.config.optim.accumulate_steps)
+            report_step(
+                self.logger,
+                self.optimizer,
+                self.meter,
+                epoch=self.progress.epoch,
+                step=self.progress.step,
+                steps=steps_per_epoch * self.config.optim.epochs,
+                device=self.processes.device,
+            )
+            self.meter.clear()
+        return self.stop.agree()
 
     def _evaluate(self) -> None:
         with self.stop.at_once():  # last.pth is there already
@@ -172,6 +182,10 @@ class Trainer:
 
     def _save(self, *, best: bool = False) -> None:
         states = gather_rows(random_state(self.processes.device)[None], self.processes)
+        self.progress.replaced += int(gather_rows(torch.tensor([self.meter.replaced]), self.processes).sum())
+        self.meter.replaced = 0
+        now = time.monotonic()
+        self.progress.seconds, self._saved_at = self.progress.seconds + now - self._saved_at, now
         if not self.processes.is_main:
             return
         checkpoint = Checkpoint(
@@ -187,15 +201,23 @@ class Trainer:
             evaluated=self.progress.evaluated,
             batch=self.progress.batch,
             batches=len(self.loader),
+            skipped=self.progress.skipped,
+            skipped_in_row=self.progress.skipped_in_row,
+            replaced=self.progress.replaced,
+            seconds=self.progress.seconds,
+            meter=self.meter.state(),
+            average={} if self.average is None else self.average.state(),
         )
         if best:
             self.run_folder.save_best(checkpoint)  # first: last.pth says that this evaluation is done
         self.run_folder.save_last(checkpoint)
 
     def _checkpoint_bytes(self) -> int:
-        """Size of a checkpoint: the weights, and two moments of every trained one."""
+        """Size of a checkpoint: the weights and their average, and two moments of every trained one."""
         weights = sum(value.nbytes for value in self.detector.state_dict().values())
-        return weights + 2 * sum(p.nbytes for p in self.detector.parameters() if p.requires_grad)
+        return weights * (1 if self.average is None else 2) + 2 * sum(
+            p.nbytes for p in self.detector.parameters() if p.requires_grad
+        )
 
     def _in_processes(self) -> nn.Module:
         """The detector, with its gradients averaged over the processes where there are several."""

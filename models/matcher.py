@@ -26,7 +26,7 @@ LIST_GROWTH = 4
 """Factor of the lists that prove too short"""
 
 
-class NonFiniteCostError(ArithmeticError):
+class NonFiniteCostError(FloatingPointError):
     """A matching cost is NaN or infinite: the predictions have diverged."""
 
 

@@ -124,7 +124,7 @@ def convert_to_mmdetection(options: argparse.Namespace) -> None:
     config = parse_config(checkpoint.config, f"{options.file} (config)")
     if config.model.backbone.name == "efficientnet_lite0":
         raise CheckpointError(f"{options.file}: mmdetection has no backbone efficientnet_lite0 with these names")
-    state = to_mmdetection(checkpoint.model, naming_of("mmdetection", config))
+    state = to_mmdetection(checkpoint.best_weights, naming_of("mmdetection", config))
     meta = {"dataset_meta": {"classes": tuple(checkpoint.categories)}}
     _write(options.out, lambda path: write_archive(path, {"meta": meta, "state_dict": state}))
     print(f"{options.file}: {config.model.detector}, {len(checkpoint.categories)} classes")

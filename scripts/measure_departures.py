@@ -118,7 +118,7 @@ def switch_rows(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
 def training_means(config: Config, checkpoint: Checkpoint, batches: list[Batch]) -> tuple[float, float, float]:
     """Means over the batches: total loss, queries of an image, denoising queries of an image (with its empty slots)."""
     detector, criterion = build_detector(config), build_criterion(config)
-    load_weights(detector, checkpoint.model, source="--resume")
+    load_weights(detector, checkpoint.best_weights, source="--resume")
     detector.train()
     rows = []
     for seed, batch in enumerate(batches):

@@ -11,6 +11,8 @@ import torch
 from tiny_run import write_experiment
 
 import main
+from engine import runs
+from engine.checkpoint import load_checkpoint
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -151,3 +153,27 @@ def test_skipped_annotations_and_images_without_objects_train(
     settings = ["data.on_bad_annotation=skip", "optim.epochs=2", f"runtime.output_dir={tmp_path / 'run'}"]
     assert main.main(["--config", str(config), "--set", *settings]) == 0
     assert "left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_replaced_and_counted_where_that_is_allowed(tmp_path: Path, workers: int) -> None:
+    config = write_experiment(tmp_path, train=[2, 1, 3], val=[1])
+    broken = tmp_path / "data" / "train" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    settings = ["data.on_bad_image=skip", f"data.num_workers={workers}", f"runtime.output_dir={tmp_path / 'run'}"]
+    assert main.main(["--config", str(config), "--set", "optim.epochs=2", *settings]) == 0
+    assert load_checkpoint(tmp_path / "run" / "last.pth").replaced == 2
+
+
+def test_too_little_memory(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhaust(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    monkeypatch.setattr(runs, "build_criterion", lambda config: exhaust)
+    settings = ["--set", f"runtime.output_dir={tmp_path / 'run'}"]
+    message = fails(["--config", str(experiment), *settings], 6, capsys)
+    for part in ("image 10 with 2 objects", "image 11 with 1 objects", "queries", "9.00 GiB", "runtime.recompute"):
+        assert part in message
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 6

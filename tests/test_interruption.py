@@ -51,18 +51,42 @@ def state_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     state = dict(checkpoint.model)
     for index, moments in checkpoint.optimizer["state"].items():
         state |= {f"{name} {index}": value for name, value in moments.items()}
-    place = [checkpoint.epoch, checkpoint.batch, checkpoint.step, checkpoint.best_score, checkpoint.evaluated]
+    state |= {f"average of {name}": value for name, value in checkpoint.average.items()}
+    state |= {f"sum of {name}": value for name, value in checkpoint.meter["sums"].items()}
+    place = [
+        *checkpoint.meter["counts"],
+        checkpoint.epoch,
+        checkpoint.batch,
+        checkpoint.step,
+        checkpoint.best_score,
+        checkpoint.evaluated,
+    ]
     return state | {"random": torch.stack(checkpoint.random_states), "place": torch.tensor(place)}
 
 
 def records(folder: Path) -> list[dict]:
-    """The metrics log without what the clock says."""
+    """The metrics log without time and memory."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if "second" not in key} for record in found]
+    clock = ("second", "memory")
+    return [{key: record[key] for key in record if not any(word in key for word in clock)} for record in found]
 
 
 def status(folder: Path) -> dict:
     return json.loads((folder / "status.json").read_text())
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM after so many steps of the next run."""
+    agree = StopRequest.agree
+
+    def signalled(request: StopRequest) -> bool:
+        signalled.calls += 1
+        if signalled.calls == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agree(request)
+
+    signalled.calls = 0
+    monkeypatch.setattr(StopRequest, "agree", signalled)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -70,16 +94,7 @@ def status(folder: Path) -> dict:
 def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, workers: int
 ) -> None:
-    agree = StopRequest.agree
-
-    def after_steps(request: StopRequest) -> bool:
-        after_steps.calls += 1
-        if after_steps.calls == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return agree(request)
-
-    after_steps.calls = 0
-    monkeypatch.setattr(StopRequest, "agree", after_steps)
+    stop_after(stop, monkeypatch)
     folder = tmp_path / "run"
     assert main.main(arguments(experiment, folder, f"data.num_workers={workers}")) == 75
     stopped = load_checkpoint(folder / "last.pth")
@@ -90,6 +105,23 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits(
     assert_same_end(folder, whole)
     found = status(folder)
     assert [found[key] for key in ("state", "exit_code", "step")] == ["finished", 0, STEPS]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_average_several_batches_a_step_and_records_of_several_steps_go_on_as_well(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Five images one by one, two per step, so the third step of an epoch has one; a record of five steps."""
+    settings = ["data.batch_size=1", "optim.accumulate_steps=2", "optim.ema_decay=0.9", "runtime.log_every=5"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert main.main(arguments(experiment, whole, *settings)) == 0
+    stop_after(stop, monkeypatch)
+    assert main.main(arguments(experiment, folder, *settings)) == 75
+    stopped = load_checkpoint(folder / "last.pth")
+    assert (stopped.step, stopped.epoch, stopped.batch) == (stop, stop // 3, stop % 3 * 2)
+    assert main.main(["--resume", str(folder / "last.pth")]) == 0
+    assert_same_end(folder, whole)
+    assert [record["step"] for record in records(folder) if record["kind"] == "train"] == [5]
 
 
 def test_a_signal_during_the_evaluation_ends_it(
@@ -110,6 +142,21 @@ def test_a_signal_during_the_evaluation_ends_it(
     assert not load_checkpoint(folder / "last.pth").evaluated
     assert main.main(["--resume", str(folder / "last.pth")]) == 0
     assert_same_end(folder, whole)
+
+
+def test_a_signal_before_the_training_ends_the_run_at_once(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = runs.build_dataset
+
+    def signalled(*given: object, **options: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(*given, **options)
+
+    monkeypatch.setattr(runs, "build_dataset", signalled)
+    assert main.main(arguments(experiment, tmp_path / "run")) == 75
+    assert "stopped by SIGTERM outside the training" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_handlers_are_given_back(experiment: Path, tmp_path: Path) -> None:
@@ -175,6 +222,43 @@ def test_two_processes_stop_after_the_same_step_and_go_on_to_the_same_bits(
             assert (stopped.epoch, stopped.batch, stopped.step) == place
     assert_same_end(folder, whole)
 
+
+@pytest.mark.slow
+def test_two_processes_leave_an_evaluation_together(experiment: Path, tmp_path: Path) -> None:
+    """Only the second one gets the signal; both end with the code of an interruption."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    hook = tmp_path / "hook.py"
+    hook.write_text(EVALUATION_HOOK.format(root=str(Path(main.__file__).parent), folder=str(tmp_path)))
+    two = command(2)[:-1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for program, given, code in [
+        (main.__file__, arguments(experiment, whole), 0),
+        (str(hook), arguments(experiment, folder), 1),
+        (main.__file__, ["--resume", str(folder / "last.pth")], 0),
+    ]:
+        done = subprocess.run([*two, program, *given], env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == code, done.stderr[-2000:]
+        if code == 1:
+            assert [(tmp_path / f"code{rank}").read_text() for rank in (0, 1)] == ["75", "75"]
+            assert not load_checkpoint(folder / "last.pth").evaluated
+    assert_same_end(folder, whole)
+
+
+EVALUATION_HOOK = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import main
+from engine import runs
+batches = runs.evaluation_batches
+def signalled(*given):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return batches(*given)
+runs.evaluation_batches = signalled
+code = main.main()
+open(os.path.join({folder!r}, "code" + os.environ["RANK"]), "w").write(str(code))
+sys.exit(code)
+"""
 
 HOOK = """
 import os, signal, sys

@@ -99,7 +99,7 @@ def test_an_unknown_class_is_named(tmp_path: Path) -> None:
         ({"epoch": 3}, r"no tensors under state_dict, model or at the top; it holds \['epoch'\]"),
         ({"state_dict": {}}, "no tensors"),
         ({"state_dict": {"a": 1.0}}, "no tensors"),
-        ({"format": 2, "model": STATE}, "already a checkpoint of this project"),
+        ({"format": 3, "model": STATE}, "already a checkpoint of this project"),
         (
             {"b": torch.tensor([1.0, torch.nan]), "c": torch.ones(1)},
             "NaN or infinite values in 1 of 2 tensors; first: b",

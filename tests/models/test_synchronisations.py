@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.matcher
 from datasets.structures import Batch
-from engine.logger import RunLogger
+from engine.distributed import Processes
+from engine.meter import Meter
 from engine.optim import build_optimizer
-from engine.train import train_one_epoch
+from engine.train import Progress, train_one_epoch
 from models.build import build_criterion
 
 WAITING = {
@@ -100,12 +101,13 @@ def waits_of_a_step(name: str, objects: list[int], monkeypatch: pytest.MonkeyPat
             optimizer,
             torch.amp.GradScaler("cpu", enabled=False),
             config=config.optim,
-            epoch=0,
-            step=0,
-            device=torch.device("cpu"),
+            progress=Progress(),
+            num_batches=1,
+            processes=Processes(rank=0, world_size=1, device=torch.device("cpu")),
             amp="none",
-            logger=RunLogger.__new__(RunLogger),  # nothing is reported before step `log_every`
-            log_every=10,
+            meter=Meter(),
+            warn=print,
+            after_step=lambda: False,
         )
     monkeypatch.undo()
     return waits.counts
@@ -117,7 +119,7 @@ EXPECTED = {
     "dino_aitodv2": {"tolist": 1, "to_host": 1, "_local_scalar_dense": 2},
     "deformable_detr_aitodv2": {"tolist": 1, "to_host": 1, "_local_scalar_dense": 1},
 }
-"""Query counts and, in D3Q, kernel radii; the matching; the loss and, in DINO, the number of flipped labels."""
+"""Query counts and, in D3Q, kernel radii; the matching; the gradient norm and, in DINO, how many labels are flipped."""
 
 
 @pytest.mark.parametrize("name", EXPECTED)

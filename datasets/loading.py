@@ -1,0 +1,168 @@
+"""Images on their way to the training: tried again, replaced where that is allowed, named where a worker fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import RawArray
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from datasets.coco import CocoDetection
+from datasets.structures import DataError, SampleKey, Target
+
+PAUSES = (0.1, 1.0)
+"""Seconds before an image is read again: files on a network come and go"""
+MAX_SUBSTITUTES = 10
+"""Images tried in the place of one that cannot be read"""
+
+
+class WorkerBoard:
+    """What each worker of a loader is at, in memory that it shares with the training process."""
+
+    def __init__(self, workers: int) -> None:
+        self._columns = RawArray("d", 3 * max(workers, 1))  # process, index or -1, since when
+
+    def begin(self, worker: int, index: int) -> None:
+        self._columns[3 * worker : 3 * worker + 3] = [os.getpid(), index, time.monotonic()]
+
+    def end(self, worker: int) -> None:
+        self._columns[3 * worker + 1] = -1
+
+    def rows(self) -> list[tuple[int, int, float]]:
+        """Process, index of the image or -1, seconds so far; of each worker that had an image."""
+        values = list(self._columns)
+        rows = [(int(values[i]), int(values[i + 1]), values[i + 2]) for i in range(0, len(values), 3)]
+        return [(process, index, time.monotonic() - since) for process, index, since in rows if process]
+
+
+class ImageReader(Dataset[tuple[Tensor, Target]]):
+    """A data set whose images are read with patience.
+
+    board          told of every image
+    on_bad_image   "error": an image that cannot be read, after some tries, raises DataError. "skip": the next one that
+                   can be takes its place, as often as it comes; its target says so
+
+    An error of any other kind becomes a DataError that names the image, in a loader's worker.
+    """
+
+    def __init__(self, dataset: CocoDetection, *, board: WorkerBoard, on_bad_image: Literal["error", "skip"]) -> None:
+        self.dataset, self.board, self.on_bad_image = dataset, board, on_bad_image
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, Target]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        worker = get_worker_info()
+        row = worker.id if worker is not None else 0
+        self.board.begin(row, index)
+        try:
+            return self._read(epoch, index)
+        except DataError as error:
+            if self.on_bad_image == "error":
+                raise
+            return self._substitute(epoch, index, error)
+        finally:
+            self.board.end(row)
+
+    def name(self, index: int) -> str:
+        return f"image id {self.dataset.ground_truth(index).image_id}, {self.dataset.path(index)}"
+
+    def _read(self, epoch: int, index: int) -> tuple[Tensor, Target]:
+        for pause in PAUSES:
+            try:
+                return self._try(epoch, index)
+            except DataError:
+                time.sleep(pause)
+        return self._try(epoch, index)
+
+    def _try(self, epoch: int, index: int) -> tuple[Tensor, Target]:
+        try:
+            return self.dataset[SampleKey(epoch, index)]
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:
+            if get_worker_info() is None:
+                error.add_note(f"while {self.name(index)} was loaded")
+                raise
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise DataError(
+                f"{self.name(index)}: {type(error).__name__}: {error}, at {where.filename}:{where.lineno}; "
+                "data.num_workers: 0 shows the whole traceback"
+            ) from error
+
+    def _substitute(self, epoch: int, index: int, problem: DataError) -> tuple[Tensor, Target]:
+        for offset in range(1, min(MAX_SUBSTITUTES, len(self) - 1) + 1):
+            try:
+                image, target = self._try(epoch, (index + offset) % len(self))
+            except DataError:
+                continue
+            print(f"warning: {problem}; image {target.image_id} takes its place", file=sys.stderr, flush=True)
+            return image, replace(target, stands_for=self.dataset.ground_truth(index).image_id)
+        raise DataError(f"{problem}; the {MAX_SUBSTITUTES} images that follow cannot be read either")
+
+
+class ImageLoader(DataLoader[Any]):
+    """A loader of an ImageReader; a worker that dies or hangs raises DataError, with the images it may be about."""
+
+    dataset: ImageReader
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            with worker_failures_named(self):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+
+@contextmanager
+def worker_failures_named(loader: ImageLoader) -> Iterator[None]:
+    """Raises DataError where a worker was killed or gives no batch; the first may be noticed at any moment."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith("DataLoader timed out"):
+            problem = _hanging(loader)
+        elif text.startswith("DataLoader worker"):
+            problem = _killed(loader, text)
+        else:
+            raise
+        raise DataError(problem) from error
+
+
+def _killed(loader: ImageLoader, text: str) -> str:
+    processes = {int(number) for group in re.findall(r"pid[^\d]*([\d, ]+)", text) for number in group.split(",")}
+    rows = loader.dataset.board.rows()
+    images = [loader.dataset.name(index) for process, index, _ in rows if process in processes and index >= 0]
+    free = f" (/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e6:.0f} MB free)" if os.path.isdir("/dev/shm") else ""
+    return (
+        f"{text.splitlines()[0].strip()} It was at {'; '.join(images) or 'no image that is known'}. Memory or shared "
+        f"memory{free} may have run out: lower data.num_workers, or give the job more (docker run --shm-size)"
+    )
+
+
+def _hanging(loader: ImageLoader) -> str:
+    rows = loader.dataset.board.rows()
+    images = [f"{loader.dataset.name(index)}, for {seconds:.0f} s" for _, index, seconds in rows if index >= 0]
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what follows is no news
+    for process, _, _ in rows:
+        os.kill(process, signal.SIGKILL)  # nobody shall wait for them
+    return (
+        f"no batch in {loader.timeout:.0f} s; loading: {'; '.join(images) or 'nothing that is known'}. Look at the "
+        "storage, or set data.worker_timeout higher"
+    )

@@ -1,0 +1,48 @@
+"""The last words of a training run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from engine.meter import duration
+from engine.report import column_heading, format_percent, format_table
+from engine.train import Progress
+
+
+def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, int]) -> str:
+    """Best and last evaluation, time, what was left out, and the commands to go on with.
+
+    folder     of the run, with its metrics log
+    left_out   annotations that are not trained on, by reason
+    """
+    annotations = sum(left_out.values())
+    return "\n".join(
+        [
+            f"done: {progress.epoch} epochs, {progress.step} steps in {duration(progress.seconds)}",
+            *_evaluations(folder / "metrics.jsonl"),
+            f"left out: {progress.skipped} steps that were not finite, {annotations} annotations; replaced: "
+            f"{progress.replaced} images that could not be read",
+            f"evaluate: python main.py --eval --resume {folder / 'best.pth'}",
+            f"train on: python main.py --resume {folder / 'last.pth'} --set optim.epochs={progress.epoch + 1}",
+            f"{folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard",
+        ]
+    )
+
+
+def _evaluations(path: Path) -> list[str]:
+    """A table of two rows; none where no evaluation was recorded."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    found = [record for record in records if record["kind"] == "evaluation"]
+    if not found:
+        return []
+    best = max(found, key=lambda record: record.get("mAP") or -1.0)
+    names = [name for name in found[-1] if name.startswith("mAP")]
+    rows = [
+        [title, str(record["step"]), *(_percent(record.get(name)) for name in names)]
+        for title, record in (("best", best), ("last", found[-1]))
+    ]
+    return [format_table(["precision, %", "step", *map(column_heading, names)], rows)]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or value < 0 else format_percent(value)

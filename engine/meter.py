@@ -1,0 +1,177 @@
+"""What happened since the last record: means of losses, pace, memory."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.logger import RunLogger
+from engine.memory import peak_memory_mb
+
+Item = TypeVar("Item")
+
+
+class CountedTarget(Protocol):
+    """What is read of a target."""
+
+    @property
+    def image_id(self) -> int: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def stands_for(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """A batch after its backward pass."""
+
+    losses: Mapping[str, Tensor]
+    """Scalars by name"""
+    total: Tensor
+    """Their sum"""
+    num_queries: Tensor
+    """(B,)"""
+    targets: Sequence[CountedTarget]
+
+
+class Meter:
+    """Sums since the last record; they can be saved, so that a record spans an interruption unchanged."""
+
+    def __init__(self) -> None:
+        self._clock = time.perf_counter()
+        self.replaced = 0
+        """Images that could not be read, of this process and since the last checkpoint"""
+        self.clear()
+
+    def clear(self) -> None:
+        self.steps = 0
+        self.skipped = 0
+        self._images = 0
+        self._objects = 0
+        self._seconds = 0.0
+        self._waited = 0.0
+        self._sums: dict[str, Tensor] = {}
+
+    def start_clock(self) -> None:
+        """The time since the last step does not count: call it where training goes on after something else."""
+        self._clock = time.perf_counter()
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; the time that they take to come counts as waiting for data."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield item
+
+    def add(self, results: Sequence[BatchResult], gradient_norm: Tensor) -> None:
+        """One optimiser step, of these batches."""
+        self._tick()
+        self.steps += 1
+        self._add("gradient_norm", gradient_norm)
+        for result in results:
+            self._images += len(result.targets)
+            self.replaced += sum(target.stands_for is not None for target in result.targets)
+            self._objects += sum(len(target.labels) for target in result.targets)
+            values = {f"loss/{name}": value for name, value in result.losses.items()} | {
+                "loss": result.total,
+                "queries_per_image": result.num_queries.float().mean(),
+            }
+            for name, value in values.items():
+                self._add(name, value / len(results))
+
+    def skip(self) -> None:
+        """One step that was left out."""
+        self._tick()
+        self.skipped += 1
+
+    def means(self) -> dict[str, float]:
+        """Per step or image; without losses where every step was left out."""
+        sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []  # sync
+        means = {name: value / self.steps for name, value in zip(self._sums, sums, strict=True)}
+        if self._images:
+            means["objects_per_image"] = self._objects / self._images
+        return means | {"skipped_steps": float(self.skipped)}
+
+    def pace(self) -> dict[str, float]:
+        """What differs between two runs of the same config."""
+        seconds = max(self._seconds, 1e-9)
+        return {
+            "seconds_per_step": self._seconds / max(self.steps + self.skipped, 1),
+            "images_per_second": self._images / seconds,
+            "data_wait_per_second": self._waited / seconds,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """To be saved in a checkpoint."""
+        sums = {name: value.cpu() for name, value in self._sums.items()}
+        counts = [self.steps, self.skipped, self._images, self._objects]
+        return {"sums": sums, "counts": counts, "seconds": [self._seconds, self._waited]}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """An empty state, of an older checkpoint, changes nothing."""
+        if state:
+            self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+            self.steps, self.skipped, self._images, self._objects = state["counts"]
+            self._seconds, self._waited = state["seconds"]
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._clock
+        self._clock = now
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+def report_step(
+    logger: RunLogger,
+    optimizer: torch.optim.Optimizer,
+    meter: Meter,
+    *,
+    epoch: int,
+    step: int,
+    steps: int,
+    device: torch.device,
+) -> None:
+    """One line, one record of every loss term, the learning rates, and the pace.
+
+    epoch   0-based epoch in progress
+    step    finished optimiser steps, of `steps` in the whole run
+    """
+    means, pace, memory = meter.means(), meter.pace(), peak_memory_mb(device)
+    rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+    logger.record("train", step, means | rates | pace | {"peak_memory_mb": memory})
+    left = (steps - step) * pace["seconds_per_step"]
+    parts = [f"epoch {epoch + 1}", f"step {step} of {steps}"]
+    if meter.steps:
+        parts += [
+            f"loss {means['loss']:.3f}",
+            f"gradient {means['gradient_norm']:.2f}",
+            f"lr {max(rates.values()):.1e}",
+            f"queries {means['queries_per_image']:.0f} for {means['objects_per_image']:.0f} objects",
+        ]
+    if meter.skipped:
+        parts.append(f"{meter.skipped} steps left out")
+    parts += [
+        f"{pace['images_per_second']:.1f} images/s",
+        f"waits for data {pace['data_wait_per_second']:.0%}",
+        f"{memory:.0f} MB",
+        f"{duration(left)} left",
+    ]
+    logger.say("  ".join(parts))
+
+
+def duration(seconds: float) -> str:
+    """hours:minutes:seconds"""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
