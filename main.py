@@ -21,6 +21,7 @@ from pathlib import Path
 
 from configs.loader import dump_config
 from engine.checkpoint import load_checkpoint
+from engine.hang_watch import HangWatch
 from engine.memory import tune_allocation
 from engine.run_folder import Resumption, load_newest
 from engine.runs import EXIT_CODES, UsageError, evaluate_checkpoint, exit_code, resolve_config, start_runtime, train
@@ -61,10 +62,11 @@ def run(arguments: argparse.Namespace) -> None:
     if checkpoint is not None and not arguments.eval:
         checkpoint.require_training_state(arguments.resume)
     processes = start_runtime(config)
-    if arguments.eval and checkpoint is not None:
-        evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
-    else:
-        train(config, start, processes)
+    with HangWatch(processes, limit=config.runtime.hang_timeout):
+        if arguments.eval and checkpoint is not None:
+            evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
+        else:
+            train(config, start, processes)
 
 
 if __name__ == "__main__":

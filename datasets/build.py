@@ -64,10 +64,9 @@ def build_train_loader(
 def build_eval_loader(
     dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, pin_memory: bool
 ) -> DataLoader[Any]:
-    """Each image exactly once over all processes."""
-    sampler = EvalSampler(num_images=len(dataset), rank=rank, world_size=world_size)
-    options = _loader_options(data, pin_memory=pin_memory)
-    return DataLoader(dataset, sampler=sampler, batch_size=data.batch_size, **options)
+    """Each image exactly once over all processes, in the same batches on any number of them."""
+    sampler = EvalSampler(num_images=len(dataset), batch_size=data.batch_size, rank=rank, world_size=world_size)
+    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(data, pin_memory=pin_memory))
 
 
 def check_classes(dataset: CocoDetection, num_classes: int) -> None:
