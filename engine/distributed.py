@@ -178,8 +178,8 @@ class Launch:
             reason = str(error).splitlines()[0]
             if holds_it:
                 raise StartError(
-                    f"port {self.port} is in use ({reason}); another run may have it: choose another --master-port, "
-                    "or let torchrun choose with --rdzv-backend=c10d --rdzv-endpoint=localhost:0"
+                    f"port {self.port} cannot be had ({reason}); where another run has it, choose another "
+                    "--master-port, or let torchrun choose: --standalone"
                 ) from error
             raise StartError(
                 f"no answer from {self.host}:{self.port} within {timeout:g} s (runtime.start_timeout; {reason}): is "
