@@ -9,15 +9,27 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_run import write_experiment
 
 import main
+from configs.loader import load_config
+from engine import runs
 from engine.checkpoint import load_checkpoint
-from engine.distributed import SHARED_STORE, Launch, StartError, any_process, processes_that_differ, start_processes
+from engine.distributed import (
+    SHARED_STORE,
+    Launch,
+    Processes,
+    StartError,
+    any_process,
+    processes_that_differ,
+    start_processes,
+)
 from engine.hang_watch import HangWatch
+from models.backbone_weights import WeightsError
 
 HOST = socket.gethostname()
 
@@ -125,19 +137,36 @@ def test_a_store_with_addresses_of_before_is_noticed() -> None:
     assert not again.check(["key"])
 
 
-def agreement(rank: int, port: int, folder: str) -> None:
+def agreement(rank: int, port: int, experiment: str, folder: str) -> None:
     os.environ.update(environment(rank, port))
     processes = start_processes("cpu", start_timeout=60, hang_timeout=60)
     answers = [processes_that_differ("a", processes), processes_that_differ(f"b{rank}", processes)]
     answers += [any_process(rank == 1, processes), any_process(False, processes)]
     answers += [processes.rank_here, processes.hosts]
-    Path(folder, str(rank)).write_text(repr(answers))
+    Path(folder, str(rank)).write_text(repr([*answers, *failed_download(experiment, processes)]))
 
 
-def test_processes_compare_what_they_have(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(agreement, args=(free_port(), str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        assert (tmp_path / str(rank)).read_text() == repr([[], [1], True, False, rank, (HOST, HOST)])
+def failed_download(experiment: str, processes: Processes) -> list[object]:
+    """Downloads of this process, and how they end."""
+    calls = []
+
+    def download(*_: object, **__: object) -> str:
+        calls.append("download")
+        raise WeightsError("cannot fetch")
+
+    runs.load_backbone_weights = download
+    config = load_config(Path(experiment), ["model.backbone.weights=IMAGENET1K_V1", "model.d3q.initial_density=0.1"])
+    with pytest.raises(WeightsError) as raised:
+        runs.load_initial_weights(SimpleNamespace(backbone=None), config, processes)  # type: ignore[arg-type]
+    return [*calls, str(raised.value)]
+
+
+def test_processes_agree_on_what_they_have_and_on_what_fails(experiment: Path, tmp_path: Path) -> None:
+    """The second one waits for the download of the first."""
+    torch.multiprocessing.spawn(agreement, args=(free_port(), str(experiment), str(tmp_path)), nprocs=2)
+    ends = [["download", "cannot fetch"], ["another process has no weights for the backbone; see its message"]]
+    for rank, end in enumerate(ends):
+        assert (tmp_path / str(rank)).read_text() == repr([[], [1], True, False, rank, (HOST, HOST), *end])
 
 
 def test_other_configs_are_refused_and_named(experiment: Path, tmp_path: Path) -> None:
