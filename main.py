@@ -10,8 +10,8 @@ SIGTERM or SIGINT (Ctrl-C) stops a training after the step in hand: last.pth hol
 weights as a run that was not stopped. status.json in the run folder tells the state and the exit code, also under
 torchrun, which returns 1 for all of them.
 
-Exit codes: 0 done, 2 usage, config, run folder or start of the processes, 3 data, 4 checkpoint or weights, 5 the loss is
-not finite, 75 stopped by a signal and saved, 1 unexpected, or a process that the others waited for in vain.
+Exit codes: 0 done, 2 usage, config, run folder or start of the processes, 3 data, 4 checkpoint or weights, 5 the loss
+is not finite, 75 stopped by a signal and saved, 1 unexpected, or a process that the others waited for in vain.
 """
 
 import argparse
