@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import write_experiment
+from tiny_run import killed_once, write_experiment
 
 import main
 from configs.loader import load_config
@@ -215,28 +215,11 @@ def test_a_process_that_hangs_ends_the_run_and_is_named(experiment: Path, tmp_pa
     assert "Traceback" not in error
 
 
-KILL = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import main
-from engine.interruption import StopRequest
-agree, calls = StopRequest.agree, []
-def killed(request):
-    calls.append(1)
-    if len(calls) == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return agree(request)
-StopRequest.agree = killed
-again = ["--resume", {last!r}] if os.path.exists({last!r}) else sys.argv[1:]
-sys.exit(main.main(again))
-"""
-
-
 @pytest.mark.slow
 def test_torchrun_starts_a_killed_process_again(experiment: Path, tmp_path: Path) -> None:
     """The launcher's store still holds the addresses of the dead processes."""
     whole, folder, hook = tmp_path / "whole", tmp_path / "run", tmp_path / "hook.py"
-    hook.write_text(KILL.format(root=str(Path(main.__file__).parent), last=str(folder / "last.pth")))
+    hook.write_text(killed_once(folder))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for program, output in ((main.__file__, whole), (str(hook), folder)):
         command = [*launcher, "--max-restarts=3", program, *arguments(experiment, output, "data.batch_size=1")]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_experiment
+from tiny_run import killed_once, write_experiment
 
 import main
 from engine.checkpoint import load_checkpoint
+from engine.distributed import SHARED_STORE
 
 PORT = 29731
 SET_UP = f"""set -e
@@ -55,10 +56,31 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_experiment(tmp_path_factory.mktemp("hosts"), train=[3, 0, 5, 2], val=[2, 0, 4])
 
 
-def command(launcher: list[str], experiment: Path, folder: Path) -> list[str]:
+def command(launcher: list[str], experiment: Path, folder: Path, *, program: str = main.__file__) -> list[str]:
     settings = [f"runtime.output_dir={folder}", "data.batch_size=1", "optim.epochs=2", "runtime.start_timeout=60"]
-    own = [str(Path(main.__file__)), "--config", str(experiment), "--set", *settings]
+    own = [program, "--config", str(experiment), "--set", *settings]
     return [sys.executable, "-m", "torch.distributed.run", *launcher, *own]
+
+
+def start_both(
+    hosts: list[list[str]], experiment: Path, folder: Path, way: str, *options: str, program: str = main.__file__
+) -> list[tuple[int, str]]:
+    """Starts a launcher with one process on each machine; their exit codes and error output."""
+    shared, own = LAUNCHERS[way]
+    started = []
+    for i, prefix in enumerate(hosts):
+        launcher = ["--nnodes=2", "--nproc-per-node=1", *options, *shared, *own[i]]
+        environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"v{os.getpid()}h{i}"}
+        if options and way == "c10d":
+            environment[SHARED_STORE] = "1"
+        given = [*prefix, *command(launcher, experiment, folder, program=program)]
+        started.append(subprocess.Popen(given, env=os.environ | environment, stderr=subprocess.PIPE, text=True))
+    try:
+        ends = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, error) for process, (_, error) in zip(started, ends, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -77,31 +99,31 @@ def test_a_run_over_two_hosts(
     hosts: list[list[str]], experiment: Path, weights_of_one_host: dict[str, torch.Tensor], tmp_path: Path, way: str
 ) -> None:
     """Process 0 saves what both have: the gradients of both are averaged in every step."""
-    shared, own = LAUNCHERS[way]
-    started = []
-    for i, prefix in enumerate(hosts):
-        launcher = ["--nnodes=2", "--nproc-per-node=1", *shared, *own[i]]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"v{os.getpid()}h{i}"}
-        given = [*prefix, *command(launcher, experiment, tmp_path / "run")]
-        started.append(subprocess.Popen(given, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        _, error = process.communicate(timeout=200)
-        assert process.returncode == 0, error[-3000:]
-    found = load_checkpoint(tmp_path / "run" / "last.pth").model
-    assert all(torch.equal(value, found[name]) for name, value in weights_of_one_host.items())
+    for code, error in start_both(hosts, experiment, tmp_path / "run", way):
+        assert code == 0, error[-3000:]
+    assert_equal_end(tmp_path / "run", weights_of_one_host)
+
+
+def assert_equal_end(folder: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = load_checkpoint(folder / "last.pth").model
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 @pytest.mark.slow
-def test_restarts_over_two_hosts_are_refused(hosts: list[list[str]], experiment: Path, tmp_path: Path) -> None:
-    shared, own = LAUNCHERS["static"]
-    started = []
-    for i, prefix in enumerate(hosts):
-        launcher = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", *shared, *own[i]]
-        given = [*prefix, *command(launcher, experiment, tmp_path / "run")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen(given, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        _, error = process.communicate(timeout=200)
-        assert process.returncode == 1
+def test_a_killed_process_is_started_again(
+    hosts: list[list[str]], experiment: Path, weights_of_one_host: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    folder, hook = tmp_path / "run", tmp_path / "hook.py"
+    hook.write_text(killed_once(folder))
+    for code, error in start_both(hosts, experiment, folder, "c10d", "--max-restarts=3", program=str(hook)):
+        assert code == 0, error[-3000:]
+    assert (folder / "last.pth.killed").exists()
+    assert_equal_end(folder, weights_of_one_host)
+
+
+@pytest.mark.slow
+def test_restarts_with_a_shared_store_are_refused(hosts: list[list[str]], experiment: Path, tmp_path: Path) -> None:
+    for code, error in start_both(hosts, experiment, tmp_path / "run", "static", "--max-restarts=1"):
+        assert code == 1
         assert "error: torchrun --max-restarts=1 on several machines" in error
-        assert "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in error
+        assert f"Set {SHARED_STORE}=1" in error
