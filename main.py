@@ -11,8 +11,9 @@ SIGTERM or SIGINT (Ctrl-C) stops a training after the step in hand: last.pth hol
 weights as a run that was not stopped. With --resume auto a cluster can repeat one command until it returns 0.
 status.json in the run folder tells the state and the exit code, also under torchrun, which returns 1 for all of them.
 
-Exit codes: 0 done, 2 usage, config or run folder, 3 data, 4 checkpoint or weights, 5 the loss is not finite, 6 out of
-memory, 75 stopped by a signal and saved, 1 unexpected.
+Exit codes: 0 done, 2 usage, config, run folder or start of the processes, 3 data, 4 checkpoint or weights, 5 the loss
+is not finite, 6 out of memory, 75 stopped by a signal and saved, 1 unexpected, or a process that the others waited for
+in vain.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from configs.loader import dump_config
 from engine.checkpoint import load_checkpoint
+from engine.hang_watch import HangWatch
 from engine.interruption import interruptible
 from engine.memory import tune_allocation
 from engine.run_folder import Resumption, load_newest
@@ -100,10 +102,11 @@ def run(arguments: argparse.Namespace) -> None:
     if checkpoint is not None and not arguments.eval:
         checkpoint.require_training_state(resume)
     processes = start_runtime(config)
-    if arguments.eval and checkpoint is not None:
-        evaluate_checkpoint(config, checkpoint, resume, processes)
-    else:
-        train(config, start, processes)
+    with HangWatch(processes, limit=config.runtime.hang_timeout):
+        if arguments.eval and checkpoint is not None:
+            evaluate_checkpoint(config, checkpoint, resume, processes)
+        else:
+            train(config, start, processes)
 
 
 if __name__ == "__main__":

@@ -482,10 +482,15 @@ class RuntimeConfig:
     """Run folder; null: runs/<name of the config file>."""
     keep_checkpoints: int = 2
     """Latest checkpoints kept: last.pth, last.1.pth before it, and so on; best.pth besides."""
+    start_timeout: float = 300.0
+    """Of several processes: seconds until all of them must have started."""
+    hang_timeout: float = 600.0
+    """Of several processes: seconds after which one that waits for another gives up and names it; longer than anything
+    that one of them does alone, such as drawing the gallery."""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "seed", "num_threads")
-        require_positive(self, "log_every", "keep_checkpoints", "query_bucket")
+        require_positive(self, "log_every", "keep_checkpoints", "query_bucket", "start_timeout", "hang_timeout")
 
 
 @dataclass(frozen=True, kw_only=True)

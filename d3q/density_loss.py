@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 MIN_OVERLAP = 0.3
@@ -115,6 +116,8 @@ def density_focal_loss(density_map: Tensor, target: Tensor) -> Tensor:
 class DensityLoss:
     """Density loss of a batch, divided by its number of objects (at least one).
 
+    Among several processes the batch is that of all of them: the mean of their gradients is its gradient.
+
     weight   factor of the loss
     merge    see `density_target`
     """
@@ -126,15 +129,24 @@ class DensityLoss:
     def __call__(self, aux: dict[str, Tensor], targets: Sequence[Boxes]) -> dict[str, Tensor]:
         """aux: `density_map` (B, 1, H, W), `padded_size` (2,) pixels (H, W) on the host -> {"density"}.
 
-        Differs from the reference: the divisor is at least one in both detectors.
+        Differs from the reference: the divisor is at least one in both detectors, and one for all processes.
         """
         density_map = aux["density_map"]
         rows, columns = density_map.shape[-2:]
         image_height, image_width = aux["padded_size"].tolist()
         size = (image_height, image_width)
         target = density_targets([t.boxes_xyxy for t in targets], (rows, columns), size, merge=self.merge)
-        objects = sum(len(t.boxes_xyxy) for t in targets)
-        divisor = max(objects, 1) + torch.finfo(torch.float32).eps
+        divisor = _share_of_objects(sum(len(t.boxes_xyxy) for t in targets), density_map.device)
         with torch.autocast(density_map.device.type, enabled=False):
             loss = density_focal_loss(density_map[:, 0], target)
         return {"density": self.weight * loss / divisor}
+
+
+def _share_of_objects(objects: int, device: torch.device) -> Tensor | float:
+    """Objects of all processes, at least one, over the number of processes."""
+    eps = torch.finfo(torch.float32).eps
+    if not (dist.is_available() and dist.is_initialized()):
+        return max(objects, 1) + eps
+    total = torch.full((), float(objects), device=device)
+    dist.all_reduce(total)
+    return (total.clamp(min=1) + eps) / dist.get_world_size()

@@ -65,11 +65,10 @@ def build_train_loader(
 def build_eval_loader(
     dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, pin_memory: bool
 ) -> ImageLoader:
-    """Each image exactly once over all processes."""
-    sampler = EvalSampler(num_images=len(dataset), rank=rank, world_size=world_size)
-    options = _loader_options(data, pin_memory=pin_memory)
+    """Each image exactly once over all processes, in the same batches on any number of them."""
+    sampler = EvalSampler(num_images=len(dataset), batch_size=data.batch_size, rank=rank, world_size=world_size)
     reader = ImageReader(dataset, board=WorkerBoard(data.num_workers), on_bad_image="error")
-    return ImageLoader(reader, sampler=sampler, batch_size=data.batch_size, **options)
+    return ImageLoader(reader, batch_sampler=sampler, **_loader_options(data, pin_memory=pin_memory))
 
 
 def check_classes(dataset: CocoDetection, num_classes: int) -> None:

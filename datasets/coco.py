@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -127,6 +128,15 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 f"{self.table.path}: data.cache_images: memory for {len(self)} images {error}; "
                 f"set data.cache_images: none"
             ) from None
+
+    def fingerprint(self) -> str:
+        """Digest of the images' ids, names and sizes and of all their objects, equal for the same data."""
+        table = self.table
+        digest = hashlib.sha256(repr((len(self), self.categories)).encode())
+        objects = (table.first_object, table.boxes, table.labels, table.areas, table.crowd, table.ignored)
+        for column in (table.image_ids, table.file_names.content, table.file_names.starts, table.sizes, *objects):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
 
     def path(self, index: int) -> Path:
         return self.images_root / self.table.file_names[int(self._positions[index])]

@@ -59,19 +59,21 @@ class TrainSampler(Sampler[list[SampleKey]]):
             yield [SampleKey(self.epoch, index) for index in mine[start : start + self.batch_size]]
 
 
-class EvalSampler(Sampler[int]):
-    """Sampler for evaluation: each image exactly once over all ranks, nothing repeated.
+class EvalSampler(Sampler[list[int]]):
+    """Batch sampler for evaluation: each image exactly once over all ranks, nothing repeated.
 
-    Ranks may differ by one image (and get none at all from a small set), so a loop over it must not hold a
-    collective operation per batch.
+    The batches are those of a single process, dealt out in turn: an image has the same mates, and with them the
+    same padding and rounding, on any number of ranks. Ranks may differ by one batch (and get none at all from a
+    small set), so a loop over it must not hold a collective operation per batch.
     """
 
-    def __init__(self, *, num_images: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, *, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         _check_ranks(num_images, rank, world_size)
-        self.indices = range(rank, num_images, world_size)
+        self.num_images, self.batch_size = num_images, batch_size
+        self.starts = range(rank * batch_size, num_images, world_size * batch_size)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.starts)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(range(start, min(start + self.batch_size, self.num_images))) for start in self.starts)

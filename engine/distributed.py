@@ -1,11 +1,30 @@
 """Processes of a run: one, or those that torchrun started."""
 
+import hashlib
 import os
-from dataclasses import dataclass
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Variable of torchrun's: 1 gives the processes a new store in every attempt."""
+
+
+class StartError(Exception):
+    """Processes that cannot become a group, because of how they were started."""
+
+
+@dataclass
+class Pulse:
+    """How far this process is, for who watches it."""
+
+    steps: int = 0
+    """Since the start of the process"""
 
 
 @dataclass(frozen=True)
@@ -17,36 +36,155 @@ class Processes:
     device: torch.device
     world_size_here: int = 1
     """Processes on this machine"""
+    rank_here: int = 0
+    """Number of this process among those on its machine"""
+    hosts: tuple[str, ...] = ()
+    """Machine of every process"""
+    store: dist.Store | None = None
+    """What the processes tell one another without waiting; None for a process alone"""
+    pulse: Pulse = field(default_factory=Pulse)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def name(self, rank: int) -> str:
+        """A process as messages call it."""
+        return f"process {rank} on {self.hosts[rank]}"
 
-def start_processes(device: str) -> Processes:
+
+def start_processes(device: str, *, start_timeout: float, hang_timeout: float) -> Processes:
     """Join the group that torchrun describes in the environment; a run of its own without one.
 
-    device   auto | cpu | cuda; auto takes a GPU where there is one
+    device          auto | cpu | cuda; auto takes a GPU where there is one
+    start_timeout   seconds until all processes must be there
+    hang_timeout    seconds that a process waits for the others, in any one operation
 
-    Raises ValueError for cuda on a machine without a GPU.
+    Raises StartError, also for cuda on a machine without a GPU.
     """
     gpus = torch.cuda.device_count()
     if device == "cuda" and gpus == 0:
-        raise ValueError("runtime.device: cuda, but this machine shows no GPU; set it to auto or cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        raise StartError("runtime.device: cuda, but this machine shows no GPU; set it to auto or cpu")
+    rank_here = int(os.environ.get("LOCAL_RANK", "0"))
     use_gpu = device != "cpu" and gpus > 0
-    if use_gpu and local_rank >= gpus:
-        raise ValueError(f"process {local_rank} of this machine has no GPU: start at most {gpus} processes here")
-    chosen = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    if use_gpu and rank_here >= gpus:
+        raise StartError(f"process {rank_here} of this machine has no GPU: start at most {gpus} processes here")
+    chosen = torch.device("cuda", rank_here) if use_gpu else torch.device("cpu")
     if "WORLD_SIZE" not in os.environ:
         return Processes(rank=0, world_size=1, device=chosen)
-    dist.init_process_group("nccl" if use_gpu else "gloo", device_id=chosen if use_gpu else None)
-    return Processes(
-        rank=dist.get_rank(),
-        world_size=dist.get_world_size(),
-        device=chosen,
-        world_size_here=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    launch = Launch.read(os.environ)
+    store, hosts = launch.meet(start_timeout)
+    dist.init_process_group(
+        "nccl" if use_gpu else "gloo",
+        store=store,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timedelta(seconds=hang_timeout),
+        device_id=chosen if use_gpu else None,
     )
+    return Processes(
+        rank=launch.rank,
+        world_size=launch.world_size,
+        device=chosen,
+        world_size_here=launch.world_size_here,
+        rank_here=rank_here,
+        hosts=hosts,
+        store=store,
+    )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says of the processes."""
+
+    rank: int
+    world_size: int
+    world_size_here: int
+    host: str
+    port: int
+    launcher_store: bool
+    """The store belongs to the launcher and outlives the processes"""
+    restarts: int
+    """How often the launcher starts the processes again at most"""
+    attempt: int
+    """How often it has"""
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> "Launch":
+        """Raises StartError for variables that are missing."""
+        try:
+            world_size = int(environment["WORLD_SIZE"])
+            return cls(
+                rank=int(environment["RANK"]),
+                world_size=world_size,
+                world_size_here=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+                host=environment["MASTER_ADDR"],
+                port=int(environment["MASTER_PORT"]),
+                launcher_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+                restarts=int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")),
+                attempt=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            )
+        except KeyError as error:
+            raise StartError(
+                f"WORLD_SIZE is set in the environment, but {error} is not: start several processes with torchrun, or "
+                "unset WORLD_SIZE for one"
+            ) from error
+
+    @property
+    def on_one_machine(self) -> bool:
+        return self.world_size_here == self.world_size
+
+    def meet(self, timeout: float) -> tuple[dist.Store, tuple[str, ...]]:
+        """The store that all processes have come to, and their machines. Raises StartError."""
+        if self.launcher_store and self.restarts > 0 and not self.on_one_machine:
+            raise StartError(
+                f"torchrun --max-restarts={self.restarts} on several machines: restarted processes would find the "
+                f"addresses of dead ones in its store, and hang. Set {SHARED_STORE}=1 for torchrun on every "
+                "machine, with --rdzv-backend=c10d (docs/cluster.md); or leave --max-restarts out"
+            )
+        # On several machines the attempts are counted differently.
+        prefix = f"attempt{self.attempt}" if self.on_one_machine else "attempt"
+        store = dist.PrefixStore(prefix, self._connect(timeout))
+        if store.add(f"seat{self.rank}", 1) > 1:
+            raise StartError(
+                f"the store at {self.host}:{self.port} has seen a process {self.rank} before: it is of another run, or "
+                f"of an attempt that failed. Choose another port, or set {SHARED_STORE}=1 before torchrun"
+            )
+        store.set(f"pulse{self.rank}", "")
+        store.set(f"host{self.rank}", socket.gethostname())
+        keys = [f"host{rank}" for rank in range(self.world_size)]
+        try:
+            store.wait(keys, timedelta(seconds=timeout))
+        except dist.DistStoreError as error:
+            missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            raise StartError(
+                f"of {self.world_size} processes {missing} did not come to {self.host}:{self.port} within "
+                f"{timeout:g} s (runtime.start_timeout); look at their output, and at the firewall (docs/cluster.md)"
+            ) from error
+        return store, tuple(store.get(key).decode() for key in keys)
+
+    def _connect(self, timeout: float) -> dist.Store:
+        holds_it = self.rank == 0 and not self.launcher_store
+        try:
+            return dist.TCPStore(
+                self.host,
+                self.port,
+                is_master=holds_it,
+                timeout=timedelta(seconds=timeout),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except dist.DistError as error:
+            reason = str(error).splitlines()[0]
+            if holds_it:
+                raise StartError(
+                    f"port {self.port} cannot be had ({reason}); where another run has it, choose another "
+                    "--master-port, or let torchrun choose: --standalone"
+                ) from error
+            raise StartError(
+                f"no answer from {self.host}:{self.port} within {timeout:g} s (runtime.start_timeout; {reason}): is "
+                "process 0 there, is the name right, does the firewall let the port through (docs/cluster.md)?"
+            ) from error
 
 
 def stop_processes() -> None:
@@ -75,7 +213,13 @@ def gather_rows(rows: Tensor, processes: Processes) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).cpu()
 
 
-def wait_for_all(processes: Processes) -> None:
-    """Return once every process got here."""
-    if processes.world_size > 1:
-        dist.barrier()
+def any_process(here: bool, processes: Processes) -> bool:
+    """Whether it is so in any process; all of them ask."""
+    return bool(gather_rows(torch.tensor([here], dtype=torch.int64), processes).any())
+
+
+def processes_that_differ(content: str, processes: Processes) -> list[int]:
+    """Ranks whose content is not that of the main process; the same on every process, which all ask."""
+    digest = hashlib.sha256(content.encode()).digest()
+    digests = gather_rows(torch.frombuffer(bytearray(digest), dtype=torch.uint8)[None], processes)
+    return (digests != digests[0]).any(1).nonzero().flatten().tolist()

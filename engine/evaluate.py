@@ -58,9 +58,11 @@ class GatheredPredictions:
     """What the detector said of all images; the same on every process, but for the pictures and the time."""
 
     image_ids: np.ndarray
-    """(I,) int64, in no particular order"""
+    """(I,) int64, ascending: sums over the images come out alike on any number of processes"""
     first_detection: np.ndarray
-    """(I+1,) int64: the detections of image i are first_detection[i] : first_detection[i + 1]"""
+    """(I,) int64: row of the first detection of image i"""
+    num_detections: np.ndarray
+    """(I,) int64: its rows, from the first on"""
     num_queries: np.ndarray
     """(I,)"""
     predicted_counts: np.ndarray | None
@@ -170,11 +172,15 @@ def gather_predictions(
                 pictures.append(found)
     # Ids up to 2^53 are exact in float64, and so are labels up to 2^24 in float32.
     table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 4), processes).numpy()
+    order = np.argsort(table[:, 0], kind="stable")
+    last_detection = np.cumsum(table[:, 3])[order]
+    table = table[order]
     detections = torch.cat(rows)
     rows.clear()  # as large as all detections
     return GatheredPredictions(
         image_ids=table[:, 0].astype(np.int64),
-        first_detection=np.concatenate([[0], np.cumsum(table[:, 3])]).astype(np.int64),
+        first_detection=(last_detection - table[:, 3]).astype(np.int64),
+        num_detections=table[:, 3].astype(np.int64),
         num_queries=table[:, 1],
         predicted_counts=None if np.isnan(table[:, 2]).any() else table[:, 2],
         detections=gather_rows(detections, processes).numpy(),
@@ -191,7 +197,8 @@ def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -
     position_of = {image_id: position for position, image_id in enumerate(found.image_ids.tolist())}
     for record in objects:
         position = position_of[record.image_id]
-        mine = found.detections[slice(*found.first_detection[position : position + 2].tolist())].astype(np.float64)
+        first, count = int(found.first_detection[position]), int(found.num_detections[position])
+        mine = found.detections[first : first + count].astype(np.float64)
         if not np.isfinite(mine).all():
             raise NonFiniteLossError(
                 f"the predictions of image {record.image_id} are not finite: training has diverged; go on from an "

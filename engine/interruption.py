@@ -65,6 +65,7 @@ class StopRequest:
         Among several processes the answer is that of the step before: by then it is there, and a GPU need not be
         waited for.
         """
+        self._processes.pulse.steps += 1
         if self._processes.world_size == 1:
             self.agreed = self._noted is not None
             return self.agreed

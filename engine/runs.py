@@ -28,8 +28,17 @@ from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load
 from engine.closing import closing_report
 from engine.detection_metrics import get_protocol
 from engine.determinism import GPU_NOTICE, determinism
-from engine.distributed import Processes, gather_rows, start_processes, stop_processes, wait_for_all
+from engine.distributed import (
+    Processes,
+    StartError,
+    any_process,
+    gather_rows,
+    processes_that_differ,
+    start_processes,
+    stop_processes,
+)
 from engine.evaluate import evaluate_detector, predict_batches
+from engine.hang_watch import HangError
 from engine.interruption import Interrupted, StopRequest
 from engine.logger import RunLogger, progress
 from engine.optim import build_optimizer
@@ -43,6 +52,7 @@ from models.matcher import NonFiniteCostError
 
 EXIT_CODES: dict[type[Exception], int] = {
     ConfigError: 2,
+    StartError: 2,
     RunFolderError: 2,
     DataError: 3,
     CheckpointError: 4,
@@ -52,6 +62,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     StepMemoryError: 6,
     torch.OutOfMemoryError: 6,
     MemoryError: 6,
+    HangError: 1,
     Interrupted: 75,
 }
 
@@ -119,14 +130,17 @@ def continue_config(config: Config, checkpoint: Checkpoint, path: Path, *, allow
 
 
 def start_runtime(config: Config) -> Processes:
-    """Processes, threads and seed."""
-    try:
-        processes = start_processes(config.runtime.device)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if config.runtime.num_threads:
-        torch.set_num_threads(config.runtime.num_threads)
-    torch.manual_seed(config.runtime.seed)
+    """Processes that have the same config, threads and seed. Raises StartError."""
+    runtime = config.runtime
+    processes = start_processes(runtime.device, start_timeout=runtime.start_timeout, hang_timeout=runtime.hang_timeout)
+    if different := processes_that_differ(dump_config(config), processes):
+        raise StartError(
+            f"{', '.join(map(processes.name, different))}: another config than {processes.name(0)} has; give all "
+            "machines the same files and arguments (--print-config shows the result)"
+        )
+    if runtime.num_threads:
+        torch.set_num_threads(runtime.num_threads)
+    torch.manual_seed(runtime.seed)
     return processes
 
 
@@ -208,6 +222,7 @@ def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, Coco
     )
     for dataset in (training_set, validation_set):
         check_classes(dataset, config.model.num_classes)
+        check_same_data(dataset, processes)
     return training_set, validation_set
 
 
@@ -259,6 +274,7 @@ def build_trained(
         config.data, training=False, seed=config.runtime.seed, processes_here=processes.world_size_here
     )
     check_trained_classes(dataset, checkpoint.categories, source=path)
+    check_same_data(dataset, processes)
     detector = build_detector(config)
     load_weights(detector, checkpoint.best_weights, source=str(path))
     accelerate(detector.to(processes.device), config.runtime, device_type=processes.device.type)
@@ -314,6 +330,15 @@ def evaluate(
     return max(evaluation.metrics.summary()["mAP"], 0.0)
 
 
+def check_same_data(dataset: CocoDetection, processes: Processes) -> None:
+    """Raises DataError unless all processes read the same annotations."""
+    if different := processes_that_differ(dataset.fingerprint(), processes):
+        raise DataError(
+            f"{dataset.table.path}: {', '.join(map(processes.name, different))}: other annotations than "
+            f"{processes.name(0)} has; give all machines the same data set"
+        )
+
+
 def resolve_initial_density(config: Config, training_set: CocoDetection) -> Config:
     """For fresh weights: the density map starts at the mean density of the training set unless a number is given."""
     d3q = config.model.d3q
@@ -334,9 +359,13 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
     backbone = config.model.backbone
     if backbone.weights is None:
         return f"random weights{start}"
-    if not processes.is_main:
-        wait_for_all(processes)  # the main process downloads
-    source = load_backbone_weights(detector.backbone, name=backbone.name, weights=backbone.weights)  # type: ignore[arg-type]
-    if processes.is_main:
-        wait_for_all(processes)
+    source, problem = "", None
+    for first_here in (True, False):  # the first process of a machine downloads, the others find the file
+        if (processes.rank_here == 0) == first_here:
+            try:
+                source = load_backbone_weights(detector.backbone, name=backbone.name, weights=backbone.weights)  # type: ignore[arg-type]
+            except WeightsError as error:
+                problem = error
+        if any_process(problem is not None, processes):
+            raise problem or WeightsError("another process has no weights for the backbone; see its message")
     return f"backbone {source}{start}"

@@ -142,7 +142,8 @@ class Criterion:
     decoder, encoder     losses of the decoder layers (and denoising queries), and of the proposals
     encoder_tokens       all tokens, or the selected queries only
     class_agnostic       proposals learn "object" as class 0
-    decoder_normalizer   batch: divided by the batch's counts; image: by each image's, then averaged
+    decoder_normalizer   batch: divided by the batch's counts; image: by each image's, then averaged. The batch is that
+                         of all processes: their mean gradient is the one that a single process has of all images
     auxiliary_losses     read the aux tensors of the query budget
     """
 
@@ -171,7 +172,7 @@ class Criterion:
         losses: dict[str, Tensor] = {}
         with torch.autocast(output.num_queries.device.type, enabled=False):
             work = self._matched_sets(output, targets)
-            for (loss, matched), normaliser in zip(work, self._normalisers(work), strict=True):
+            for (loss, matched), normaliser in zip(work, self._normalisers(work, len(targets)), strict=True):
                 losses |= _by_layer(matched.prefix, loss(matched), normaliser)
             for auxiliary_loss in self.auxiliary_losses:
                 losses |= auxiliary_loss(output.aux, targets)
@@ -208,18 +209,25 @@ class Criterion:
             work.append((self.decoder, denoising))
         return work
 
-    def _normalisers(self, work: Sequence[tuple[SetLoss, MatchedSet]]) -> Iterator[Tensor]:
-        """Per set (2, layers, B), or (2, layers, 1) for the whole batch; means over the processes, at least one."""
-        counts = []
-        for loss, matched in work:
-            own = loss.normalisers(matched)
-            per_image = loss is self.decoder and self.decoder_normalizer == "image"
-            counts.append(own if per_image else own.sum(-1, keepdim=True))
+    def _normalisers(self, work: Sequence[tuple[SetLoss, MatchedSet]], images: int) -> Iterator[Tensor]:
+        """Per set (2, layers, 1) for the whole batch, or (2, layers, B); the counts are at least one.
+
+        The batch is that of all processes, and a process gets its share of the divisor: then the mean of the
+        processes' gradients is the gradient of the whole batch.
+
+        Differs from the reference, where every process has a share of at least one.
+        """
         device = work[0][1].predictions.logits.device
-        flat = torch.cat([count.flatten() for count in counts]).float().to(device, non_blocking=True)
-        means = _mean_over_processes(flat).clamp(min=1) + NORMALISER_EPS
-        parts = means.split([count.numel() for count in counts])
-        return (part.view(count.shape) for part, count in zip(parts, counts, strict=True))
+        counts = [loss.normalisers(matched) for loss, matched in work]
+        own = torch.cat([torch.tensor([images]), *(count.sum(-1).flatten() for count in counts)])
+        totals, processes = _sum_over_processes(own.float().to(device, non_blocking=True))
+        of_sets = totals[1:].split([count[..., 0].numel() for count in counts])
+        for (loss, _), count, total in zip(work, counts, of_sets, strict=True):
+            if loss is self.decoder and self.decoder_normalizer == "image":
+                share = totals[0] / (images * processes)  # of the images; the mean is over those of this process
+                yield (count.float().to(device, non_blocking=True).clamp(min=1) + NORMALISER_EPS) * share
+            else:
+                yield (total.view(*count.shape[:2], 1).clamp(min=1) + NORMALISER_EPS) / processes
 
 
 def _by_layer(prefix: str, sums: dict[str, Tensor], normalisers: Tensor) -> dict[str, Tensor]:
@@ -260,8 +268,9 @@ def _denoising_set(
     return MatchedSet("denoising.", shown, Matches(layer, image, query, row, pairs), objects, negatives=pairs)
 
 
-def _mean_over_processes(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-        values = values / dist.get_world_size()
-    return values
+def _sum_over_processes(values: Tensor) -> tuple[Tensor, int]:
+    """The sum, and the number of processes; every process must have as many values."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values, 1
+    dist.all_reduce(values)
+    return values, dist.get_world_size()

@@ -15,10 +15,17 @@ RANKS = (1, 2, 4)
 
 @pytest.mark.parametrize("num_images", SIZES)
 @pytest.mark.parametrize("world_size", RANKS)
-def test_evaluation_sees_each_image_once(num_images: int, world_size: int) -> None:
-    samplers = [EvalSampler(num_images=num_images, rank=r, world_size=world_size) for r in range(world_size)]
-    seen = [index for sampler in samplers for index in sampler]
-    assert sorted(seen) == list(range(num_images))
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_evaluation_sees_each_image_once_in_the_batches_of_one_process(
+    num_images: int, world_size: int, batch_size: int
+) -> None:
+    samplers = [
+        EvalSampler(num_images=num_images, batch_size=batch_size, rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
+    batches = [batch for sampler in samplers for batch in sampler]
+    assert sorted(batches) == list(EvalSampler(num_images=num_images, batch_size=batch_size))
+    assert sorted(index for batch in batches for index in batch) == list(range(num_images))
     assert all(len(sampler) == len(list(sampler)) for sampler in samplers)
 
 
