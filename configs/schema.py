@@ -353,6 +353,12 @@ class DataConfig:
     """Leave images without objects out of training (the published setting)."""
     on_bad_annotation: Literal["error", "skip"] = "error"
     """A broken box stops the run, or is left out and counted."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A broken image file stops the run, or is left out of training and counted. Evaluation must see every image."""
+    max_image_pixels: int = 89_478_485
+    """Larger images are refused before they are decoded: a small file can claim any size."""
+    follow_links: bool = False
+    """Accept image files that are links to somewhere outside of the images folder."""
     batch_size: int = 1
     """Images per process and step."""
     num_workers: int = 2
@@ -365,7 +371,7 @@ class DataConfig:
     """RGB standard deviation of the input in [0, 1]; null follows the backbone's weights."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "batch_size")
+        require_positive(self, "batch_size", "max_image_pixels")
         require_not_negative(self, "num_workers", "brightness")
         require_probability(self, "flip_prob", "vertical_flip_prob")
         require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")

@@ -12,11 +12,17 @@ from torch import Tensor
 
 
 class DataError(Exception):
-    """The data cannot be used. The message names file, entry, field, value and remedy, in one line.
+    """The data cannot be used. The message names file, entry, field, value and remedy, one line per problem.
+
+    reason   a short name of the kind of problem, such as missing_image
 
     A DataLoader re-raises a worker's exception as `type(error)(text)`, where text is the worker's whole
     traceback. `summary()` gives back the clean message in both cases.
     """
+
+    def __init__(self, message: str, reason: str = "data") -> None:
+        super().__init__(message)
+        self.reason = reason
 
     def summary(self) -> str:
         """The message as it was first raised, without a worker's traceback."""

@@ -15,10 +15,13 @@ from datasets.build import (
     build_eval_loader,
     build_train_loader,
     check_classes,
+    check_query_limit,
     check_trained_classes,
+    compare_splits,
     mean_density,
 )
 from datasets.coco import CocoDetection
+from datasets.findings import Findings
 from datasets.structures import Batch, DataError
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
@@ -113,6 +116,8 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
     )
     for dataset in (training_set, validation_set):
         check_classes(dataset, config.model.num_classes)
+    remarks = compare_data(config, training_set, validation_set)
+    remarks.raise_errors()
     if checkpoint is None:
         config = resolve_initial_density(config, training_set)
     detector = build_detector(config)
@@ -155,13 +160,24 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
             logger.rewind(-1)  # of a run that ended before its first checkpoint
         else:
             trainer.restore(checkpoint)
-        left_out = training_set.dropped | training_set.skipped
-        data_line = f"{training_set.statistics()}" + (f"; left out: {left_out}" if left_out else "")
+        data_line = "\n".join([str(training_set.statistics()), *training_set.remarks()])
         announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
+        for warning in remarks.messages("warning"):
+            logger.say(f"warning: {warning}")
         if processes.is_main:
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
         logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
+
+
+def compare_data(config: Config, training_set: CocoDetection, validation_set: CocoDetection) -> Findings:
+    """What is wrong with two splits that are each sound."""
+    findings = Findings()
+    compare_splits(training_set, validation_set, findings)
+    d3q = config.model.d3q
+    limit = config.model.num_queries if d3q is None else d3q.max_queries or config.model.num_queries
+    check_query_limit(training_set, limit, findings)
+    return findings
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
