@@ -5,6 +5,7 @@
     python main.py --resume runs/X/last.pth                           go on
     python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
     torchrun --nproc_per_node=2 main.py --config X                    two processes
+    python main.py --config X --check                                 look at everything first; train nothing
 
 SIGTERM or SIGINT (Ctrl-C) stops a training after the step in hand: last.pth holds it, and --resume goes on to the same
 weights as a run that was not stopped. status.json in the run folder tells the state and the exit code, also under
@@ -20,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.loader import dump_config
-from engine.checkpoint import load_checkpoint
+from engine.check import check
+from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.memory import tune_allocation
 from engine.run_folder import Resumption, load_newest
 from engine.runs import EXIT_CODES, UsageError, evaluate_checkpoint, exit_code, resolve_config, start_runtime, train
@@ -34,6 +36,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from, or evaluate, a checkpoint")
     parser.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume")
+    parser.add_argument(
+        "--check", action="store_true", help="look at config, data, image headers, weights and disk, and try one step"
+    )
+    parser.add_argument("--check-full", action="store_true", help="the same, and decode every image")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     return parser.parse_args(arguments)
 
@@ -44,20 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code(lambda: run(parse_arguments(arguments)), EXIT_CODES)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.eval and arguments.resume is None:
-        raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
-    if arguments.config is None and arguments.resume is None:
-        raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to go on with one")
-    start = None
+def run(arguments: argparse.Namespace) -> int | None:
+    """Whatever the arguments ask for; returns the exit code of a check."""
+    require_sense(arguments)
+    checking = arguments.check or arguments.check_full
+    start: Resumption | None = None
+    problem: CheckpointError | None = None
     if arguments.resume is not None:
-        whole = Resumption(load_checkpoint(arguments.resume), arguments.resume) if arguments.eval else None
-        start = whole or load_newest(arguments.resume)
+        try:
+            whole = Resumption(load_checkpoint(arguments.resume), arguments.resume) if arguments.eval else None
+            start = whole or load_newest(arguments.resume)
+        except CheckpointError as error:
+            if not checking or arguments.config is None:
+                raise
+            problem = error
     checkpoint = start.checkpoint if start is not None else None
     config = resolve_config(arguments.set, file=arguments.config, resume=arguments.resume, checkpoint=checkpoint)
     if arguments.print_config:
         print(dump_config(config), end="")
-        return
+        return None
+    if checking:
+        return check(config, problem or start, start_runtime(config), full=arguments.check_full)
     if checkpoint is not None and not arguments.eval:
         checkpoint.require_training_state(arguments.resume)
     processes = start_runtime(config)
@@ -65,6 +78,19 @@ def run(arguments: argparse.Namespace) -> None:
         evaluate_checkpoint(config, checkpoint, arguments.resume, processes)
     else:
         train(config, start, processes)
+    return None
+
+
+def require_sense(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for arguments that do not go together."""
+    asked = [name for name in ("eval", "check", "check_full", "print_config") if getattr(arguments, name)]
+    if len(asked) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
+        raise UsageError(f"{first} and {second} exclude each other; give one of them")
+    if arguments.eval and arguments.resume is None:
+        raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
+    if arguments.config is None and arguments.resume is None:
+        raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to go on with one")
 
 
 if __name__ == "__main__":

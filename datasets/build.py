@@ -7,15 +7,18 @@ from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from configs.schema import DataConfig, SplitConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.findings import Findings
+from datasets.image_checks import check_contents
 from datasets.samplers import EvalSampler, TrainSampler
-from datasets.structures import DataError
+from datasets.structures import Batch, DataError, SampleKey, Target
 from datasets.transforms import (
     ColorJitter,
     Compose,
@@ -85,6 +88,42 @@ def build_eval_loader(
     sampler = EvalSampler(num_images=len(dataset), rank=rank, world_size=world_size)
     options = _loader_options(data, pin_memory=pin_memory)
     return DataLoader(dataset, sampler=sampler, batch_size=data.batch_size, **options)
+
+
+def densest_batch(dataset: CocoDetection, data: DataConfig, *, skip: bool = False) -> Batch:
+    """The images with the most objects, as training loads them.
+
+    skip   take the next image for one that cannot be read, as with data.on_bad_image: skip
+
+    Raises DataError.
+    """
+    samples: list[tuple[Tensor, Target]] = []
+    problem: DataError | None = None
+    for index in np.argsort(-dataset.objects_per_image, kind="stable").tolist():
+        try:
+            samples.append(dataset[SampleKey(0, index)])
+        except DataError as error:
+            problem = error
+            if not skip and data.on_bad_image == "error":
+                raise
+        if len(samples) == data.batch_size:
+            break
+    if problem is not None and not samples:
+        raise problem
+    return collate(samples)
+
+
+def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *, decode: bool) -> None:
+    """Look at the header of every image file that is there, or decode it; evaluation cannot do without any image."""
+    files = [file for file in map(dataset.image_file, range(len(dataset))) if file.path.is_file()]
+    check_contents(
+        files,
+        decode=decode,
+        skip=dataset.training and data.on_bad_image == "skip",
+        max_pixels=data.max_image_pixels,
+        threads=max(data.num_workers, os.cpu_count() or 1),
+        findings=findings,
+    )
 
 
 def check_classes(dataset: CocoDetection, num_classes: int) -> None:

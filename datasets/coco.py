@@ -58,7 +58,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         if not images_root.is_dir():
             raise DataError(f"{images_root}: no such images folder; make or fetch the data set, or set data.root")
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
-        self.max_image_pixels = max_image_pixels
+        self.training, self.max_image_pixels = training, max_image_pixels
         self.table = read_annotations(
             annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training, findings=findings
         )

@@ -99,6 +99,11 @@ class Batch:
             targets=[target.to(device, non_blocking=non_blocking) for target in self.targets],
         )
 
+    def without_objects(self) -> Batch:
+        """The same images, as if nothing were annotated."""
+        empty = [replace(t, boxes_xyxy=t.boxes_xyxy[:0], labels=t.labels[:0]) for t in self.targets]
+        return replace(self, targets=empty)
+
     def pin_memory(self) -> Batch:
         """Called by a DataLoader with pin_memory=True; needs an accelerator."""
         return Batch(

@@ -146,7 +146,7 @@ def evaluate_detector(
         metrics=evaluate(image_records(found, records), num_classes=num_classes, protocol=protocol),
         counts=counts,
         seconds_per_image=found.seconds_per_image,
-        peak_memory_mb=_peak_memory_mb(processes.device),
+        peak_memory_mb=peak_memory_mb(processes.device),
         pictures=found.pictures,
     )
 
@@ -214,7 +214,7 @@ def object_counts(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -
     return np.array([counts[image_id] for image_id in found.image_ids.tolist()])
 
 
-def _peak_memory_mb(device: torch.device) -> float:
+def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

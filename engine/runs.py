@@ -58,16 +58,16 @@ class UsageError(ConfigError):
 
 
 def exit_code(work: Callable[[], object], codes: Mapping[type[Exception], int]) -> int:
-    """0, or after one of the errors of `codes`, whose message is printed, its code."""
+    """The int that the work returns, or 0; after one of the errors of `codes`, whose message is printed, its code."""
     try:
-        work()
+        result = work()
+        return result if isinstance(result, int) else 0
     except tuple(codes) as error:
         message = error.summary() if isinstance(error, DataError) else str(error)
         print(f"error: {message}", file=sys.stderr, flush=True)
         return next(code for kind, code in codes.items() if isinstance(error, kind))
     finally:
         stop_processes()
-    return 0
 
 
 def resolve_config(
@@ -105,11 +105,8 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
     data, runtime = config.data, config.runtime
     checkpoint = start.checkpoint if start is not None else None
     folder = Path(str(runtime.output_dir))
-    if checkpoint is None and any(folder.glob("last*.pth")):
-        raise UsageError(
-            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
-            "runtime.output_dir, or remove it"
-        )
+    if checkpoint is None:
+        refuse_used(folder)
     training_set, validation_set = (
         build_dataset(data, training=training, seed=runtime.seed, processes_here=processes.world_size_here)
         for training in (True, False)
@@ -168,6 +165,15 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
         logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises UsageError for a folder with checkpoints, which a new run would overwrite."""
+    if any(folder.glob("last*.pth")):
+        raise UsageError(
+            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
+            "runtime.output_dir, or remove it"
+        )
 
 
 def compare_data(config: Config, training_set: CocoDetection, validation_set: CocoDetection) -> Findings:
