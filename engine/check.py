@@ -108,15 +108,18 @@ def _try_steps(
 ) -> None:
     detector.to(processes.device)
     criterion = build_criterion(config)
+    seconds = []
     for what, tried in (("the densest images", batch), ("the same without objects", batch.without_objects())):
         trial = try_step(detector, criterion, tried, device=processes.device, amp=config.runtime.amp)
         objects, (height, width) = sum(len(target.labels) for target in tried.targets), tried.images.shape[-2:]
+        seconds.append(trial.seconds)
         part.say(
             f"{what}: {len(tried)} of {width} x {height} px, {objects:,} objects, at most {trial.queries:,} queries "
             f"each: {trial.seconds:.2f} s, peak memory {trial.memory_mb:,.0f} MB"
         )
     steps = -(-images // config.data.batch_size)
+    hours = sorted(config.optim.epochs * steps * pace / 3600 for pace in seconds)
     part.say(
-        f"{config.optim.epochs} epochs of {steps:,} steps on {processes.device.type}; at the pace of the step without "
-        f"objects {config.optim.epochs * steps * trial.seconds / 3600:.1f} hours, evaluation and loading not counted"
+        f"{config.optim.epochs} epochs of {steps:,} such steps on {processes.device.type}: {hours[0]:.1f} to "
+        f"{hours[1]:.1f} hours, evaluations not counted"
     )

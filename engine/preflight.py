@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from engine.train import Criterion, NonFiniteLossError, TrainingBatch, autocast
 RECORD = "check.jsonl"
 SHOWN = 20
 HEADINGS = {"error": "errors", "warning": "warnings", "skipped": "left out", "fixed": "mended in memory"}
+"""In the order of the closing list"""
 
 
 class Finding(Protocol):
@@ -39,6 +40,8 @@ class Findings(Protocol):
 
     @property
     def kept(self) -> Sequence[Finding]: ...
+    @property
+    def hints(self) -> Iterable[str]: ...
     def counts(self, severity: Any) -> dict[str, int]: ...
 
 
@@ -77,6 +80,7 @@ class Preflight:
     def __init__(self, folder: Path, *, codes: Mapping[type[Exception], int], finding_code: int) -> None:
         self._folder, self._codes, self._finding_code = folder, codes, finding_code
         self._problems: list[Problem] = []
+        self._hints: dict[str, None] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._parts: list[dict[str, Any]] = []
         self._start = time.monotonic()
@@ -118,6 +122,7 @@ class Preflight:
         return code
 
     def _take(self, part: str, findings: Findings) -> None:
+        self._hints |= dict.fromkeys(findings.hints)
         for found in findings.kept:
             code = self._finding_code if found.severity == "error" else 0
             self._problems.append(Problem(found.severity, part, found.reason, found.message, found.count, code))
@@ -144,6 +149,8 @@ class Preflight:
                 print("    " + line.replace("\n", "\n    "))
             if len(lines) > len(shown):
                 print(f"    ... and {len(lines) - len(shown):,} more")
+        for hint in self._hints if severity == "error" else ():
+            print(f"  {hint}")
 
     def _write(self) -> None:
         errors = sum(count for (severity, _), count in self._counts.items() if severity == "error")
