@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Whatever the arguments ask for; returns the exit code of a check."""
-    require_sense(arguments)
+    require_usage(arguments)
     checking = arguments.check or arguments.check_full
     start: Resumption | None = None
     problem: CheckpointError | None = None
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     return None
 
 
-def require_sense(arguments: argparse.Namespace) -> None:
+def require_usage(arguments: argparse.Namespace) -> None:
     """Raises UsageError for arguments that do not go together."""
     asked = [name for name in ("eval", "check", "check_full", "print_config") if getattr(arguments, name)]
     if len(asked) > 1:

@@ -354,7 +354,8 @@ class DataConfig:
     on_bad_annotation: Literal["error", "skip"] = "error"
     """A broken box stops the run, or is left out and counted."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A broken image file stops the run, or is left out of training and counted. Evaluation must see every image."""
+    """A training image that cannot be read, after some tries, stops the run, or the next one takes its place and it is
+    counted. In the evaluation it stops the run."""
     max_image_pixels: int = 89_478_485
     """Larger images are refused before they are decoded: a small file can claim any size."""
     follow_links: bool = False

@@ -102,7 +102,7 @@ def _compose(text: str, source: str, numbered: bool) -> yaml.Node | None:
         loader = _StrictLoader(text)
         try:
             return loader.get_single_node()
-        except ValueError:  # PyYAML passes on what int() and chr() raise at absurd escapes and directives
+        except (ValueError, OverflowError):  # PyYAML passes on what int() and chr() raise at absurd escapes
             line, reason = loader.line, "an escape or directive out of range"
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
