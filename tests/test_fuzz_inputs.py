@@ -1,4 +1,4 @@
-"""Random damage to annotation files, configs and checkpoints: an expected error, or a sound result; never a traceback.
+"""Random damage to annotation files, configs, checkpoints and images ends in an expected error or a sound result.
 
 D3Q_FUZZ_INPUTS sets how many mutations; the fixed seed makes a failure repeatable.
 """
@@ -10,18 +10,22 @@ import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import write_experiment
 
 import main
 from configs.loader import ConfigError, dump_config, load_config, parse_config
 from datasets.build import build_dataset, check_classes
 from datasets.findings import one_line
+from datasets.images import ImageFile, inspect_image, read_image
 from datasets.structures import DataError, SampleKey
 from engine.archive import write_archive
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights, weights_checkpoint
@@ -112,19 +116,22 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def change_value(rng: random.Random, document: Any) -> None:
-    container, key = rng.choice(places(document))
+    found = places(document)
+    if not found:
+        return
+    container, key = rng.choice(found)
     kind = rng.randrange(6)
     if kind == 0:
         del container[key]
     elif kind == 1 and isinstance(container, list):
-        container.append(json.loads(json.dumps(container[key])))
+        container.append(deepcopy(container[key]))
     elif kind == 2 and isinstance(container, dict):
         container[rng.choice(("id", "bbox", "file_name", "x"))] = container.pop(key)
     elif kind == 3:
-        other, name = rng.choice(places(document))
-        container[key] = json.loads(json.dumps(other[name]))
+        other, name = rng.choice(found)
+        container[key] = deepcopy(other[name])
     else:
-        container[key] = rng.choice(HOSTILE)
+        container[key] = deepcopy(rng.choice(HOSTILE))
 
 
 def change_text(rng: random.Random, text: str) -> str:
@@ -152,9 +159,9 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_experiment(tmp_path_factory.mktemp("fuzz"), train=[5, 0, 3], val=[2, 1])
 
 
-def share(name: str) -> Iterator[tuple[random.Random, str]]:
-    """A third of the cases, each with its own random numbers."""
-    for number in range(CASES // 3):
+def share(name: str, cases: int = CASES // 3) -> Iterator[tuple[random.Random, str]]:
+    """So many cases, each with its own random numbers; a third of all unless told otherwise."""
+    for number in range(cases):
         yield random.Random(f"{name} {number}"), f"{name} {number}"
 
 
@@ -252,6 +259,24 @@ def test_checkpoints(experiment: Path, tmp_path: Path) -> None:
             parse_config(loaded.config, label)
 
         outcome(use, label)
+
+
+def test_images(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    for kind, mode in (("PNG", "RGB"), ("PNG", "P"), ("JPEG", "RGB"), ("TIFF", "CMYK"), ("GIF", "P"), ("WEBP", "RGB")):
+        path = tmp_path / f"{mode}.{kind.lower()}"
+        Image.fromarray(pixels).convert(mode).save(path)
+        sound = path.read_bytes()
+        file = ImageFile(path, size=(40, 48), entry="train.json: images[3]")
+
+        def use(file: ImageFile = file) -> None:
+            inspect_image(file)
+            image = read_image(file)
+            assert (image.mode, image.size) == ("RGB", (48, 40))
+
+        for rng, label in share(f"{mode} {kind}", CASES // 18):
+            path.write_bytes(damage(rng, sound))
+            outcome(use, label)
 
 
 def unsealed(content: bytes) -> bytes:
