@@ -22,19 +22,20 @@ class AnnotationIds:
         self._lacking: Counter[str] = Counter()
 
     def add(self, entries: list[Any]) -> None:
-        objects = [entry if isinstance(entry, dict) else {} for entry in entries]
-        ids = [entry.get("id") for entry in objects]
-        self._lacking["area"] += sum(entry.get("area") is None for entry in objects)
-        self._lacking["iscrowd"] += sum("iscrowd" not in entry for entry in objects)
-        start = len(self._ids) // 8
-        # An id that is no integer gets one of its own, far below all others.
-        alone = range(-(2**63) + start, -(2**63) + start + len(ids))
-        own = [
-            value if type(value) is int and -(2**62) < value < 2**63 else spare
-            for value, spare in zip(ids, alone, strict=True)
-        ]
-        self._lacking["id"] += sum(value <= -(2**62) for value in own)
-        self._ids += np.array(own, dtype=np.int64).tobytes()
+        objects = entries if set(map(type, entries)) == {dict} else [e if isinstance(e, dict) else {} for e in entries]
+        ids: list[Any] = [entry.get("id") for entry in objects]
+        self._lacking["area"] += [entry.get("area") for entry in objects].count(None)
+        self._lacking["iscrowd"] += ["iscrowd" in entry for entry in objects].count(False)
+        if set(map(type, ids)) != {int} or not -(2**62) < min(ids) <= max(ids) < 2**63:
+            ids = self._numbered(ids)
+        self._ids += np.array(ids, dtype=np.int64).tobytes()
+
+    def _numbered(self, ids: list[Any]) -> list[int]:
+        """An id that is no integer of 63 bits gets one of its own, far below all others."""
+        spare = -(2**63) + len(self._ids) // 8
+        usable = [type(value) is int and -(2**62) < value < 2**63 for value in ids]
+        self._lacking["id"] += usable.count(False)
+        return [value if good else spare + i for i, (value, good) in enumerate(zip(ids, usable, strict=True))]
 
     def report(self, path: Path, findings: Findings, *, renumber: bool) -> None:
         """renumber   ids that occur twice are mended in memory instead of refused"""
@@ -46,6 +47,8 @@ class AnnotationIds:
         if zeros := int((ids == 0).sum()):
             message = f"{path}: annotation id 0, which pycocotools takes for no match: counted from 1 in memory"
             findings.add("fixed", "id_zero", message, count=zeros)
+        if (np.diff(ids) > 0).all():
+            return
         order = np.argsort(ids, kind="stable")
         again = order[1:][ids[order[1:]] == ids[order[:-1]]]
         if renumber and len(again):

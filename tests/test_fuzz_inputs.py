@@ -159,7 +159,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_experiment(tmp_path_factory.mktemp("fuzz"), train=[5, 0, 3], val=[2, 1])
 
 
-def share(name: str, cases: int = CASES // 3) -> Iterator[tuple[random.Random, str]]:
+def share(name: str, cases: int = -(-CASES // 3)) -> Iterator[tuple[random.Random, str]]:
     """So many cases, each with its own random numbers; a third of all unless told otherwise."""
     for number in range(cases):
         yield random.Random(f"{name} {number}"), f"{name} {number}"
