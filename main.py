@@ -6,6 +6,7 @@
     python main.py --config X --resume auto                           go on if there is something to go on from
     python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
     torchrun --nproc_per_node=2 main.py --config X                    two processes
+    python main.py --config X --check                                 look at everything first; train nothing
 
 SIGTERM or SIGINT (Ctrl-C) stops a training after the step in hand: last.pth holds it, and --resume goes on to the same
 weights as a run that was not stopped. With --resume auto a cluster can repeat one command until it returns 0.
@@ -22,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.loader import dump_config
-from engine.checkpoint import load_checkpoint
+from engine.check import check
+from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.hang_watch import HangWatch
 from engine.interruption import interruptible
 from engine.memory import tune_allocation
@@ -59,12 +61,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--allow-config-change", action="store_true", help="go on with a --config other than the checkpoint's"
     )
     parser.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume")
+    parser.add_argument(
+        "--check", action="store_true", help="look at config, data, image headers, weights and disk, and try one step"
+    )
+    parser.add_argument("--check-full", action="store_true", help="the same, and decode every image")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     return parser.parse_args(arguments)
 
 
 def require_usage(arguments: argparse.Namespace) -> None:
     """Raises UsageError for arguments that do not go together."""
+    asked = [name for name in ("eval", "check", "check_full", "print_config") if getattr(arguments, name)]
+    if len(asked) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
+        raise UsageError(f"{first} and {second} exclude each other; give one of them")
     if arguments.eval and arguments.resume in (None, AUTO):
         raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
     if arguments.config is None and arguments.resume is None:
@@ -77,28 +87,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run and return the exit code; expected errors are one message, without a traceback."""
     tune_allocation()
 
-    def work() -> None:
+    def work() -> int | None:
         with interruptible():
-            run(parse_arguments(arguments))
+            return run(parse_arguments(arguments))
 
     return exit_code(work, EXIT_CODES)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
+    """Whatever the arguments ask for; returns the exit code of a check."""
     require_usage(arguments)
+    checking = arguments.check or arguments.check_full
     resume = arguments.resume
     if resume == AUTO:
         resume = find_last(resolve_config(arguments.set, file=arguments.config, resume=None, checkpoint=None))
-    start = None
+    start: Resumption | None = None
+    problem: CheckpointError | None = None
     if resume is not None:
-        start = Resumption(load_checkpoint(resume), resume) if arguments.eval else load_newest(resume)
+        try:
+            start = Resumption(load_checkpoint(resume), resume) if arguments.eval else load_newest(resume)
+        except CheckpointError as error:
+            if not checking or arguments.config is None:
+                raise
+            problem = error
     checkpoint = start.checkpoint if start is not None else None
     config = resolve_config(arguments.set, file=arguments.config, resume=resume, checkpoint=checkpoint)
     if checkpoint is not None and arguments.config is not None and not arguments.eval:
         config = continue_config(config, checkpoint, resume, allow_change=arguments.allow_config_change)
     if arguments.print_config:
         print(dump_config(config), end="")
-        return
+        return None
+    if checking:
+        return check(config, problem or start, start_runtime(config), full=arguments.check_full)
     if checkpoint is not None and not arguments.eval:
         checkpoint.require_training_state(resume)
     processes = start_runtime(config)
@@ -107,6 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
             evaluate_checkpoint(config, checkpoint, resume, processes)
         else:
             train(config, start, processes)
+    return None
 
 
 if __name__ == "__main__":

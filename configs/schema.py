@@ -356,6 +356,10 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """A training image that cannot be read, after some tries, stops the run, or the next one takes its place and it is
     counted. In the evaluation it stops the run."""
+    max_image_pixels: int = 89_478_485
+    """Larger images are refused before they are decoded: a small file can claim any size."""
+    follow_links: bool = False
+    """Accept image files that are links to somewhere outside of the images folder."""
     batch_size: int = 1
     """Images per process and step."""
     num_workers: int = 2
@@ -370,7 +374,7 @@ class DataConfig:
     """RGB standard deviation of the input in [0, 1]; null follows the backbone's weights."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "batch_size")
+        require_positive(self, "batch_size", "max_image_pixels")
         require_not_negative(self, "num_workers", "worker_timeout", "brightness")
         require_probability(self, "flip_prob", "vertical_flip_prob")
         require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")

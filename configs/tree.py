@@ -16,6 +16,7 @@ import yaml
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+MAX_NODES = 10_000
 MAX_PROBLEMS = 20
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
@@ -101,7 +102,7 @@ def _compose(text: str, source: str, numbered: bool) -> yaml.Node | None:
         loader = _StrictLoader(text)
         try:
             return loader.get_single_node()
-        except ValueError:  # PyYAML passes on what int() and chr() raise at absurd escapes and directives
+        except (ValueError, OverflowError):  # PyYAML passes on what int() and chr() raise at absurd escapes
             line, reason = loader.line, "an escape or directive out of range"
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -113,17 +114,20 @@ def _compose(text: str, source: str, numbered: bool) -> yaml.Node | None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Composes nodes; refuses anchors, aliases, tags and deep nesting."""
+    """Composes nodes; refuses anchors, aliases, tags, deep nesting and more nodes than a configuration can have."""
 
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         self.depth += 1
+        self.nodes += 1
         refusals = {
             "anchors and aliases are not allowed; use a fragment": getattr(event, "anchor", None),
             "tags are not allowed": getattr(event, "tag", None),
             f"nested deeper than {MAX_DEPTH} levels": self.depth > MAX_DEPTH,
+            f"more than {MAX_NODES} keys and values; is it a configuration?": self.nodes > MAX_NODES,
         }
         for reason, refused in refusals.items():
             if refused:

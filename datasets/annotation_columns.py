@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Collection, Iterable
+import re
+import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.findings import Findings, Severity
+
+SKIP_HINT = "or set data.on_bad_annotation: skip to leave such annotations out"
 HUGE = 1e9
 """px; no image is that large."""
+INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,10 @@ class ObjectColumns:
     def empty(cls) -> ObjectColumns:
         ids, numbers, flags = np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.bool_)
         return cls(ids, ids, numbers, numbers[:, 0], flags, flags)
+
+    def select(self, wanted: np.ndarray) -> ObjectColumns:
+        """(N,) bool -> a copy of the objects that are wanted."""
+        return ObjectColumns(**{field.name: getattr(self, field.name)[wanted] for field in fields(self)})
 
     def reorder(self, order: np.ndarray) -> None:
         """Object k becomes the one that was at order[k]; column by column in place, without room for a second copy."""
@@ -81,28 +91,33 @@ def to_columns(entries: list[Any], *, keep_zero_area: bool) -> ObjectColumns | N
     sound = (
         (np.abs(xywh) < HUGE).all()
         and ((sizes >= 0) if keep_zero_area else (sizes > 0)).all()
-        and ((areas_found >= 0) & (areas_found < math.inf)).all()
+        and ((areas_found >= 0) & (areas_found < HUGE**2)).all()
     )
     return columns if sound else None
 
 
 def sound_columns(
     entries: Iterable[tuple[int, Any]],
-    faults: Faults,
+    known: Known,
+    findings: Findings,
     *,
-    image_ids: Collection[int],
-    category_ids: Collection[int],
+    path: Path,
+    severity: Severity,
     keep_zero_area: bool,
 ) -> ObjectColumns:
-    """The sound ones of the entries, which come with their numbers in the file; the others go to `faults`."""
+    """The sound ones of the entries, which come with their numbers in the file; the others are findings."""
     plain = []
     for number, entry in entries:
-        fault = find_fault(entry, image_ids, category_ids, keep_zero_area)
+        fault = find_fault(entry, known, keep_zero_area)
         if fault is not None:
-            faults.add(number, entry, *fault)
+            where = f"{path}: {describe('annotations', number, entry)}"
+            findings.add(severity, fault[0], f"{where}: {fault[1]}", hint=SKIP_HINT)
             continue
+        if type(entry["category_id"]) is not int:
+            message = f"{path}: category_id {shorten(entry['category_id'])} read as an integer"
+            findings.add("fixed", "category_id", message)
         box, area = entry["bbox"], entry.get("area")
-        ids = {key: int(entry[key]) for key in ("image_id", "category_id")}
+        ids = {"image_id": int(entry["image_id"]), "category_id": as_category_id(entry["category_id"])}
         plain.append(entry | ids | {"area": box[2] * box[3] if area is None else area})
     columns = to_columns(plain, keep_zero_area=keep_zero_area)
     assert columns is not None
@@ -130,32 +145,29 @@ class ColumnsBuilder:
         )
 
 
-class Faults:
-    """Bad annotations, counted by reason, and what is wrong with the first."""
+@dataclass(frozen=True)
+class Known:
+    """The ids that annotations may refer to."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first = ""
+    image_ids: frozenset[int]
+    category_ids: frozenset[int]
 
-    def add(self, number: int, entry: Any, reason: str, detail: str) -> None:
-        self.counts[reason] += 1
-        self.first = self.first or f"{describe('annotations', number, entry)}: {detail}"
+    @cached_property
+    def categories(self) -> str:
+        return shorten(sorted(self.category_ids))
 
 
-def find_fault(
-    entry: Any, image_ids: Collection[int], category_ids: Collection[int], keep_zero_area: bool
-) -> tuple[str, str] | None:
+def find_fault(entry: Any, known: Known, keep_zero_area: bool) -> tuple[str, str] | None:
     """(reason, what is wrong and how to mend it), or None for a sound annotation."""
     if not isinstance(entry, dict):
         return "not_an_object", "is not a JSON object; write {image_id, category_id, bbox}"
     image_id, category_id = entry.get("image_id"), entry.get("category_id")
-    if not is_integer(image_id) or image_id not in image_ids:
+    if not is_integer(image_id) or image_id not in known.image_ids:
         return "unknown_image", f"image_id {shorten(image_id)} is no id in images; add that image"
-    if not is_integer(category_id) or category_id not in category_ids:
-        known = shorten(sorted(category_ids))
+    if as_category_id(category_id) not in known.category_ids:
         return (
             "unknown_category",
-            f"category_id {shorten(category_id)} is none of {known}; add that category",
+            f"category_id {shorten(category_id)} is none of {known.categories}; add that category",
         )
     box, area = entry.get("bbox"), entry.get("area")
     if not isinstance(box, list) or len(box) != 4:
@@ -170,7 +182,7 @@ def find_fault(
         return "negative_size", f"bbox {shorten(box)} has a negative width or height ({hint}); mend it"
     if not keep_zero_area and (box[2] == 0 or box[3] == 0):
         return "zero_area", f"bbox {shorten(box)} has zero area; fix it"
-    if area is not None and not (type(area) in (int, float) and 0 <= area < math.inf):
+    if area is not None and not (type(area) in (int, float) and 0 <= area < HUGE**2):
         return "bad_area", f"area {shorten(area)} is no number >= 0; write it in px^2 or leave the field out"
     if entry.get("iscrowd", 0) not in (0, 1):
         return "bad_iscrowd", f"iscrowd {shorten(entry['iscrowd'])} is neither 0 nor 1; write one of them"
@@ -185,11 +197,24 @@ def is_integer(value: Any) -> bool:
     return type(value) is int or (type(value) is float and value.is_integer())
 
 
+def as_category_id(value: Any) -> int | None:
+    """3 of 3, 3.0 or "3"; None of anything else, and beyond 64 bits."""
+    if isinstance(value, str) and INTEGER.fullmatch(value):
+        value = int(value)
+    return int(value) if is_integer(value) and -(2**63) <= value < 2**63 else None
+
+
 def describe(section: str, number: int, entry: Any) -> str:
     known = f" (id {shorten(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
     return f"{section}[{number}]{known}"
 
 
 def shorten(value: Any, limit: int = 80) -> str:
-    text = value if isinstance(value, str) and value.startswith("a ") else repr(value)
+    """The value in at most `limit` characters, however deep or large it is."""
+    text = value if isinstance(value, str) and value.startswith("a ") else _repr.repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxdict = 4, 30, 30
+_repr.maxstring = _repr.maxlong = _repr.maxother = 80

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,15 @@ import numpy as np
 
 from datasets.annotation_columns import (
     ColumnsBuilder,
-    Faults,
+    Known,
     ObjectColumns,
-    describe,
-    is_integer,
     shorten,
     sound_columns,
     to_columns,
 )
+from datasets.annotation_entries import Categories, Images, read_categories, read_images
+from datasets.annotation_ids import AnnotationIds
+from datasets.findings import Findings
 from datasets.json_blocks import InvalidJSONError, read_object
 from datasets.packed_strings import PackedStrings
 from datasets.structures import DataError
@@ -44,6 +44,8 @@ class AnnotationTable:
     crowd         (N,)    bool, `iscrowd`
     ignored       (N,)    bool, the `ignore` field of AI-TOD and mmdet
     skipped       bad annotations that were left out, counted by reason
+    fixed         what was mended in memory, counted by reason
+    warnings      what is odd, a line each
     """
 
     path: Path
@@ -58,61 +60,75 @@ class AnnotationTable:
     crowd: np.ndarray
     ignored: np.ndarray
     skipped: dict[str, int]
+    fixed: dict[str, int]
+    warnings: tuple[str, ...]
 
 
 def read_annotations(
-    path: Path, *, on_bad_annotation: BadAnnotationPolicy = "error", keep_zero_area: bool = False
+    path: Path,
+    *,
+    on_bad_annotation: BadAnnotationPolicy = "error",
+    keep_zero_area: bool = False,
+    findings: Findings | None = None,
 ) -> AnnotationTable:
     """Parse and check a COCO file.
 
-    on_bad_annotation  "error": the first bad annotation is a DataError; "skip": leave it out and count it
+    on_bad_annotation  "error": bad annotations are errors; "skip": leave them out and count them
     keep_zero_area     boxes of zero width or height are no fault (official evaluators count them)
+    findings           gets all that is found, errors too, and what is left comes back; without one they are raised
     raises             DataError; faults outside `annotations` are errors under either policy
     """
+    found = Findings() if findings is None else findings
     collected = _Collector(keep_zero_area=keep_zero_area)
     document = _load_json(path, {"annotations": collected.add})
-    categories, category_ids = _read_categories(document["categories"], path)
-    image_ids, file_names, sizes = _read_images(document["images"], path)
+    categories = read_categories(document["categories"], path, found)
+    images = read_images(document["images"], path, found)
     del document
-    objects, skipped = _read_objects(
-        collected,
-        path,
-        image_ids=image_ids,
-        category_ids=category_ids,
-        on_bad_annotation=on_bad_annotation,
-        keep_zero_area=keep_zero_area,
-    )
-    owner = _positions(objects.image_ids, image_ids)
-    if (owner[1:] < owner[:-1]).any():
+    if findings is None and (len(categories.ids) == 0 or len(images.ids) == 0):
+        found.raise_errors()
+    if len(categories.ids) == 0:
+        raise DataError(f"{path}: categories is empty; list each class as {{id, name}}")
+    if len(images.ids) == 0:
+        raise DataError(f"{path}: images is empty; there is nothing to train on or to evaluate")
+    objects = _read_objects(collected, path, images, categories, found, skip=on_bad_annotation == "skip")
+    collected.ids.report(path, found, renumber=on_bad_annotation == "skip")
+    owner = _positions(objects.image_ids, images.ids)
+    if (np.diff(owner) < 0).any():
         order = np.argsort(owner, kind="stable")
         owner = owner[order]
         objects.reorder(order)
-    _check_box_convention(objects.boxes, sizes, owner, path)
+    labels = _positions(objects.category_ids, categories.ids)
+    _check_box_convention(objects.boxes, images.sizes, owner, path, found)
+    _count_repeats(objects.boxes, labels, owner, path, found)
+    if findings is None:
+        found.raise_errors()
     return AnnotationTable(
         path=path,
-        categories=categories,
-        image_ids=image_ids,
-        file_names=file_names,
-        sizes=sizes,
-        first_object=np.searchsorted(owner, np.arange(len(image_ids) + 1)),
+        categories=categories.names,
+        image_ids=images.ids,
+        file_names=images.file_names,
+        sizes=images.sizes,
+        first_object=np.searchsorted(owner, np.arange(len(images.ids) + 1)),
         boxes=objects.boxes,
-        labels=_positions(objects.category_ids, category_ids),
+        labels=labels,
         areas=objects.areas,
         crowd=objects.crowd,
         ignored=objects.ignored,
-        skipped=skipped,
+        skipped=found.counts("skipped"),
+        fixed=found.counts("fixed"),
+        warnings=tuple(found.messages("warning")),
     )
 
 
 class _Collector:
-    """Takes the annotations block by block; keeps nothing once a block is not plainly sound."""
+    """Takes the annotations block by block; keeps nothing of their boxes once a block is not plainly sound."""
 
     def __init__(self, *, keep_zero_area: bool) -> None:
         self.keep_zero_area = keep_zero_area
-        self.builder, self.total, self.plain = ColumnsBuilder(), 0, True
+        self.builder, self.plain, self.ids = ColumnsBuilder(), True, AnnotationIds()
 
     def add(self, entries: list[Any]) -> None:
-        self.total += len(entries)
+        self.ids.add(entries)
         columns = to_columns(entries, keep_zero_area=self.keep_zero_area) if self.plain else None
         if columns is None:
             self.builder, self.plain = ColumnsBuilder(), False
@@ -139,87 +155,34 @@ def _load_json(path: Path, consumers: Mapping[str, Callable[[list[Any]], None]])
     return document
 
 
-def _read_categories(entries: list[Any], path: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and ids, both by ascending id."""
-    names: dict[int, str] = {}
-    for number, entry in enumerate(entries):
-        where = f"{path}: {describe('categories', number, entry)}"
-        category_id, name = _field(entry, "id", where), _field(entry, "name", where)
-        if not is_integer(category_id) or not -(2**63) <= category_id < 2**63:
-            raise DataError(f"{where}: id {shorten(category_id)} is not an integer; number the categories")
-        if int(category_id) in names or name in names.values():
-            raise DataError(f"{where}: id {category_id} or name {shorten(name)} appears twice; make both unique")
-        names[int(category_id)] = str(name)
-    if not names:
-        raise DataError(f"{path}: categories is empty; list each class as {{id, name}}")
-    ids = sorted(names)
-    return tuple(names[i] for i in ids), np.array(ids, dtype=np.int64)
-
-
-def _read_images(entries: list[Any], path: Path) -> tuple[np.ndarray, PackedStrings, np.ndarray]:
-    if not entries:
-        raise DataError(f"{path}: images is empty; there is nothing to train on or to evaluate")
-    first: dict[int, int] = {}
-    names, sizes = [], []
-    for number, entry in enumerate(entries):
-        where = f"{path}: {describe('images', number, entry)}"
-        image_id, name = _field(entry, "id", where), _field(entry, "file_name", where)
-        size = (_field(entry, "height", where), _field(entry, "width", where))
-        if not is_integer(image_id) or not 0 <= image_id < 2**63:
-            raise DataError(f"{where}: id {shorten(image_id)} is not an integer >= 0; number the images")
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise DataError(f"{where}: file_name {shorten(name)} is not a file name; write a relative path")
-        if os.path.isabs(name) or (".." in name and Path(os.path.normpath(name)).parts[:1] == ("..",)):
-            raise DataError(
-                f"{where}: file_name {shorten(name)} leads out of the images folder; write it "
-                f"relative to that folder, and move the folder by data.root"
-            )
-        for key, value in zip(("height", "width"), size, strict=True):
-            if not is_integer(value) or not 1 <= value < 2**31:
-                raise DataError(f"{where}: {key} {shorten(value)} is not a size in px >= 1; write the image's own")
-        if image_id in first:
-            raise DataError(f"{where}: id {image_id} is also that of images[{first[image_id]}]; make ids unique")
-        first[int(image_id)] = number
-        names.append(name)
-        sizes.append(size)
-    return np.array(list(first), dtype=np.int64), PackedStrings.of(names), np.array(sizes, dtype=np.int64)
-
-
 def _read_objects(
-    collected: _Collector,
-    path: Path,
-    *,
-    image_ids: np.ndarray,
-    category_ids: np.ndarray,
-    on_bad_annotation: BadAnnotationPolicy,
-    keep_zero_area: bool,
-) -> tuple[ObjectColumns, dict[str, int]]:
-    """Sound objects and the number of others by reason; a file that is not plainly sound is read a second time."""
+    collected: _Collector, path: Path, images: Images, categories: Categories, findings: Findings, *, skip: bool
+) -> ObjectColumns:
+    """Sound objects of sound images; a file that is not plainly sound is read a second time."""
     if collected.plain:
         columns = collected.builder.finish()
-        if np.isin(columns.image_ids, image_ids).all() and np.isin(columns.category_ids, category_ids).all():
-            return columns, {}
+        known = np.isin(columns.image_ids, images.ids).all() and np.isin(columns.category_ids, categories.ids).all()
+        if known:
+            return columns
         del columns
-    faults, numbers, builder = Faults(), itertools.count(), ColumnsBuilder()
-    known_images, known_categories = set(image_ids.tolist()), set(category_ids.tolist())
+    numbers, builder = itertools.count(), ColumnsBuilder()
+    known_ids = Known(images.refused.union(images.ids.tolist()), categories.refused.union(categories.ids.tolist()))
 
     def check(entries: list[Any]) -> None:
         sound = sound_columns(
             zip(numbers, entries, strict=False),
-            faults,
-            image_ids=known_images,
-            category_ids=known_categories,
-            keep_zero_area=keep_zero_area,
+            known_ids,
+            findings,
+            path=path,
+            severity="skipped" if skip else "error",
+            keep_zero_area=collected.keep_zero_area,
         )
-        builder.add(sound)
+        # What belongs to an image or category with a fault of its own is no further finding.
+        whole = np.isin(sound.image_ids, images.ids) & np.isin(sound.category_ids, categories.ids)
+        builder.add(sound if whole.all() else sound.select(whole))
 
     _load_json(path, {"annotations": check})
-    if faults.first and on_bad_annotation == "error":
-        raise DataError(
-            f"{path}: {faults.first}, or set data.on_bad_annotation: skip to leave such annotations out "
-            f"({faults.counts.total()} of {collected.total} are bad: {dict(faults.counts)})"
-        )
-    return builder.finish(), dict(faults.counts)
+    return builder.finish()
 
 
 def _positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -233,7 +196,9 @@ def _positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     return order[np.searchsorted(known[order], ids)]
 
 
-def _check_box_convention(boxes: np.ndarray, sizes: np.ndarray, owner: np.ndarray, path: Path) -> None:
+def _check_box_convention(
+    boxes: np.ndarray, sizes: np.ndarray, owner: np.ndarray, path: Path, findings: Findings
+) -> None:
     """Refuse files whose boxes as a whole look like corners or like fractions of the image.
 
     boxes (N, 4) xywh px, sizes (I, 2) height, width of the images, owner (N,) the image of each box
@@ -241,23 +206,38 @@ def _check_box_convention(boxes: np.ndarray, sizes: np.ndarray, owner: np.ndarra
     if len(boxes) < 5:
         return
     if (boxes <= 1).all():
-        raise DataError(
-            f"{path}: annotations: no bbox value is above 1 (the first is {boxes[0].tolist()}): "
-            f"normalised boxes? Multiply them by the image's width and height"
+        message = (
+            f"{path}: annotations: no bbox value is above 1 (the first is {boxes[0].tolist()}): normalised boxes? "
+            "Multiply them by the image's width and height"
         )
+        findings.add("error", "normalised_boxes", message)
     xy, wh = boxes[:, :2], boxes[:, 2:]
     if not (wh > xy).all():
         return
     outside = (xy + wh > sizes[owner, ::-1] + 1).any(axis=1)
     if outside.mean() > 0.5:
-        raise DataError(
+        message = (
             f"{path}: annotations: {outside.sum()} of {len(boxes)} boxes leave their image (the first is "
-            f"{boxes[0].tolist()}): x1, y1, x2, y2 written as x, y, width, height? "
-            f"Write [x1, y1, x2 - x1, y2 - y1]"
+            f"{boxes[0].tolist()}): x1, y1, x2, y2 written as x, y, width, height? Write [x1, y1, x2 - x1, y2 - y1]"
         )
+        findings.add("error", "corner_boxes", message)
 
 
-def _field(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise DataError(f"{where}: has no field {key!r}; add it (found {shorten(entry)})")
-    return entry[key]
+def _count_repeats(boxes: np.ndarray, labels: np.ndarray, owner: np.ndarray, path: Path, findings: Findings) -> None:
+    """A warning that counts objects with image, class and box of another one."""
+    columns: list[np.ndarray] = [*boxes.view(np.uint64).T, labels.astype(np.uint64), owner.astype(np.uint64)]
+    mixed = np.zeros(len(boxes), dtype=np.uint64)
+    for column in columns:  # equal objects have equal numbers, others hardly ever
+        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    order = np.argsort(mixed, kind="stable")
+    near = np.nonzero(mixed[order[1:]] == mixed[order[:-1]])[0]
+    later, earlier = order[near + 1], order[near]
+    repeated = later[np.all([column[later] == column[earlier] for column in columns], axis=0)]
+    if len(repeated):
+        first = boxes[repeated[0]].tolist()
+        message = (
+            f"{path}: annotations: {len(repeated)} objects repeat another one of their image exactly, such as bbox "
+            f"{first}; remove them unless they are meant"
+        )
+        findings.add("warning", "repeated_object", message, count=len(repeated))

@@ -1,18 +1,24 @@
 """Config -> data sets and loaders."""
 
+import os
 from collections.abc import Sequence
+from itertools import permutations, zip_longest
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from configs.schema import DataConfig, SplitConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
+from datasets.findings import Findings
+from datasets.image_checks import check_contents
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard
 from datasets.samplers import EvalSampler, TrainSampler
-from datasets.structures import DataError
+from datasets.structures import Batch, DataError, SampleKey, Target
 from datasets.transforms import (
     ColorJitter,
     Compose,
@@ -30,11 +36,20 @@ DENSITY_RANGE = (1e-4, 0.5)
 """Of `mean_density`: beyond it a sigmoid hardly learns."""
 
 
-def build_dataset(data: DataConfig, *, training: bool, seed: int, processes_here: int = 1) -> CocoDetection:
-    """The training or the evaluation split; processes_here is how many on this machine build it. Raises DataError."""
+def build_dataset(
+    data: DataConfig, *, training: bool, seed: int, processes_here: int = 1, findings: Findings | None = None
+) -> CocoDetection:
+    """The training or the evaluation split.
+
+    processes_here   how many on this machine build it
+    findings         gets all that is found, errors too, and what is left is opened; without one they are raised
+
+    Raises DataError, with findings only where nothing is left.
+    """
     root = Path(data.root)
     if not root.is_dir():
         raise DataError(f"{root}: no such data root; make or fetch the data set, or set data.root")
+    found = Findings() if findings is None else findings
     split: SplitConfig = data.train if training else data.val
     dataset = CocoDetection(
         annotations=root / split.annotations,
@@ -44,8 +59,13 @@ def build_dataset(data: DataConfig, *, training: bool, seed: int, processes_here
         seed=seed,
         on_bad_annotation=data.on_bad_annotation,
         drop_empty=training and data.drop_empty,
+        max_image_pixels=data.max_image_pixels,
+        findings=findings,
     )
-    dataset.check_files()
+    dataset.check_files(found, follow_links=data.follow_links)
+    check_aspects(dataset, size=data.image_size, findings=found)
+    if findings is None:
+        found.raise_errors()
     if data.cache_images == "memory":
         dataset.cache_images(threads=max(data.num_workers, 1), copies=processes_here)
     return dataset
@@ -71,13 +91,51 @@ def build_eval_loader(
     return ImageLoader(reader, batch_sampler=sampler, **_loader_options(data, pin_memory=pin_memory))
 
 
+def densest_batch(dataset: CocoDetection, data: DataConfig, *, skip: bool = False) -> Batch:
+    """The images with the most objects, as training loads them.
+
+    skip   take the next image for one that cannot be read, as with data.on_bad_image: skip
+
+    Raises DataError.
+    """
+    samples: list[tuple[Tensor, Target]] = []
+    problem: DataError | None = None
+    for index in np.argsort(-dataset.objects_per_image, kind="stable").tolist():
+        try:
+            samples.append(dataset[SampleKey(0, index)])
+        except DataError as error:
+            problem = error
+            if not skip and data.on_bad_image == "error":
+                raise
+        if len(samples) == data.batch_size:
+            break
+    if problem is not None and not samples:
+        raise problem
+    return collate(samples)
+
+
+def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *, decode: bool) -> None:
+    """Look at the header of every image file that is there, or decode it; evaluation cannot do without any image."""
+    files = [file for file in map(dataset.image_file, range(len(dataset))) if file.path.is_file()]
+    check_contents(
+        files,
+        decode=decode,
+        skip=dataset.training and data.on_bad_image == "skip",
+        max_pixels=data.max_image_pixels,
+        threads=max(data.num_workers, os.cpu_count() or 1),
+        findings=findings,
+    )
+
+
 def check_classes(dataset: CocoDetection, num_classes: int) -> None:
     """Raises DataError unless the data set has as many classes as the model."""
     found = len(dataset.categories)
     if found != num_classes:
+        background = " (categories only: the background is no class here)" if num_classes == found + 1 else ""
         raise DataError(
             f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}), but "
-            f"model.num_classes is {num_classes}; set model.num_classes: {found}"
+            f"model.num_classes is {num_classes}; set model.num_classes: {found}{background}",
+            "num_classes",
         )
 
 
@@ -88,6 +146,57 @@ def check_trained_classes(dataset: CocoDetection, trained: Sequence[str], *, sou
             f"{dataset.table.path}: categories {list(dataset.categories)} are not those that {source} was trained on, "
             f"{list(trained)}; set data.root and data.val to a data set with the same classes"
         )
+
+
+def check_aspects(dataset: CocoDetection, *, size: tuple[int, int], findings: Findings) -> None:
+    """Errors for images with a side that is below half a pixel once they fit inside `size`, (height, width)."""
+    for index, (height, width) in enumerate(dataset.image_sizes.tolist()):
+        scale = min(max(size) / max(height, width), min(size) / min(height, width))
+        if min(height, width) * scale < 0.5:
+            message = (
+                f"{dataset.image_file(index).entry}: {width} x {height} px has a side below 1 px at data.image_size "
+                f"{list(size)}; cut the image into tiles"
+            )
+            findings.add("error", "extreme_aspect", message)
+
+
+def compare_splits(train: CocoDetection, val: CocoDetection, findings: Findings) -> None:
+    """An error for other classes, a warning for images that are trained on and evaluated."""
+    if train.categories != val.categories:
+        labels = zip_longest(train.categories, val.categories)
+        k, (ours, theirs) = next((k, pair) for k, pair in enumerate(labels) if pair[0] != pair[1])
+        only = [sorted(set(a) - set(b)) for a, b in permutations((train.categories, val.categories))]
+        message = (
+            f"{val.table.path}: its categories are not those of {train.table.path}: label {k} is {theirs!r} there and "
+            f"{ours!r} in training; only in training: {only[0][:10]}, only in evaluation: {only[1][:10]}; give both "
+            "files the same categories with the same ids"
+        )
+        findings.add("error", "categories_differ", message)
+    common = _real_paths(train) & _real_paths(val)
+    if common:
+        message = (
+            f"{val.table.path}: {len(common)} of its {len(val)} images are trained on too, such as {min(common)}; the "
+            "evaluation will be too good"
+        )
+        findings.add("warning", "shared_images", message, count=len(common))
+
+
+def _real_paths(dataset: CocoDetection) -> set[str]:
+    root = os.path.realpath(dataset.images_root)
+    names = (dataset.path(index).relative_to(dataset.images_root) for index in range(len(dataset)))
+    return {os.path.normpath(os.path.join(root, name)) for name in names}
+
+
+def check_query_limit(dataset: CocoDetection, limit: int, findings: Findings) -> None:
+    """A warning for images with more objects than queries: the surplus is never matched."""
+    above = dataset.objects_per_image > limit
+    if above.any():
+        message = (
+            f"{dataset.table.path}: {int(above.sum())} of {len(dataset)} images have more objects than the {limit} "
+            f"queries they can get, at most {int(dataset.objects_per_image.max())}; the surplus is not learnt: raise "
+            "model.num_queries, and model.d3q.max_queries where it is set"
+        )
+        findings.add("warning", "more_objects_than_queries", message, count=int(above.sum()))
 
 
 def mean_density(dataset: CocoDetection, data: DataConfig, *, stride: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import BadAnnotationPolicy, read_annotations
+from datasets.findings import Findings
 from datasets.image_cache import CacheTooLargeError, ImageCache
-from datasets.images import read_image
+from datasets.image_checks import check_places
+from datasets.images import MAX_PIXELS, ImageFile, read_image
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
 from datasets.transforms import Sample, Transform
@@ -30,6 +31,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     seed               augmentation is a function of (seed, epoch, image id): workers and ranks do not matter
     on_bad_annotation  "error" | "skip": what a wrong annotation leads to; `skipped` counts those left out
     drop_empty         leave out images without a usable object, as published; not in evaluation
+    max_image_pixels   a larger image is refused
+    findings           gets all that is found, errors too, and what is left is opened; without one they are raised
 
     Targets hold the usable objects, clipped to the image: crowds, ignored boxes, boxes below 1 px and boxes
     outside the image are left out, as published, and counted in `dropped`. `ground_truth` has everything, as in
@@ -48,15 +51,21 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         seed: int = 0,
         on_bad_annotation: BadAnnotationPolicy = "error",
         drop_empty: bool = False,
+        max_image_pixels: int = MAX_PIXELS,
+        findings: Findings | None = None,
     ) -> None:
         if drop_empty and not training:
             raise ValueError("drop_empty is for training only: an evaluation must see every image")
         if not images_root.is_dir():
             raise DataError(f"{images_root}: no such images folder; make or fetch the data set, or set data.root")
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
-        self.table = read_annotations(annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training)
+        self.training, self.max_image_pixels = training, max_image_pixels
+        self.table = read_annotations(
+            annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training, findings=findings
+        )
         self.skipped = self.table.skipped
         self._usable, self.dropped = self._find_usable()
+        self.fixed = self.table.fixed | ({"clipped_box": clipped} if (clipped := self._count_clipped()) else {})
         usable_before = np.concatenate([[0], np.cumsum(self._usable)])
         usable_per_image = np.diff(usable_before[self.table.first_object])
         if training and not self._usable.any():
@@ -110,10 +119,14 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """The image file as it is, RGB."""
         if self._cache is not None:
             return self._cache[index]
+        return read_image(self.image_file(index), max_pixels=self.max_image_pixels)
+
+    def image_file(self, index: int) -> ImageFile:
+        """Where the image is, and what the annotation file says of it."""
         position, _ = self._locate(index)
-        entry = f"{self.table.path}: images[{position}] (id {self.table.image_ids[position]})"
         height, width = self.table.sizes[position].tolist()
-        return read_image(self.path(index), size=(height, width), entry=entry)
+        entry = f"{self.table.path}: images[{position}] (id {self.table.image_ids[position]})"
+        return ImageFile(self.path(index), size=(height, width), entry=entry)
 
     def cache_images(self, *, threads: int, copies: int = 1) -> None:
         """Decode every image now and keep them in memory, which forked workers share.
@@ -141,6 +154,18 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     def path(self, index: int) -> Path:
         return self.images_root / self.table.file_names[int(self._positions[index])]
 
+    def check_files(self, findings: Findings | None = None, *, follow_links: bool = False) -> None:
+        """Look for every image file; decode none.
+
+        follow_links   accept links that lead out of the images folder
+        findings       gets every missing file; without one they are raised as a DataError
+        """
+        found = Findings() if findings is None else findings
+        files = [self.image_file(index) for index in range(len(self))]
+        check_places(files, root=self.images_root, follow_links=follow_links, findings=found)
+        if findings is None:
+            found.raise_errors()
+
     def ground_truth(self, index: int) -> GroundTruth:
         """The image's objects as in the file: nothing clipped, nothing dropped but what `skipped` counts."""
         position, objects = self._locate(index)
@@ -152,27 +177,11 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             crowd=self.table.crowd[objects],
         )
 
-    def check_files(self) -> None:
-        """Look for every image file, one directory listing per folder; decode none.
-
-        raises DataError that counts the missing ones and lists up to five
-        """
-        listings: dict[Path, set[str]] = {}
-        missing = []
-        for index in range(len(self)):
-            path = self.path(index)
-            if path.parent not in listings:
-                listings[path.parent] = _files_in(path.parent)
-            if path.name not in listings[path.parent]:
-                missing.append(path)
-        if not missing:
-            return
-        similar = {name.lower(): name for name in listings[missing[0].parent]}.get(missing[0].name.lower())
-        hint = f"; {similar} exists: names are case-sensitive" if similar else ""
-        raise DataError(
-            f"{self.table.path}: {len(missing)} of {len(self)} image files are missing, for example "
-            f"{', '.join(map(str, missing[:5]))}{hint}; fetch them, or set data.root and the images folder"
-        )
+    def remarks(self) -> list[str]:
+        """Lines of a report: what was left out, what was mended in memory, and what is odd."""
+        counts = {"left out": self.dropped | self.skipped, "mended": self.fixed}
+        lines = [f"{what}: {found}" for what, found in counts.items() if found]
+        return lines + [f"warning: {text}" for text in self.table.warnings]
 
     def statistics(self) -> DatasetStatistics:
         """Counts and sizes of the usable objects, clipped, before any transform."""
@@ -218,10 +227,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             usable &= ~found
         return usable, {reason: count for reason, count in dropped.items() if count}
 
-
-def _files_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
+    def _count_clipped(self) -> int:
+        """Usable objects that reach beyond their image, which are clipped."""
+        limits = np.repeat(self.table.sizes[:, ::-1], np.diff(self.table.first_object), axis=0)
+        low, high = self.table.boxes[:, :2], self.table.boxes[:, :2] + self.table.boxes[:, 2:]
+        return int((((low < 0) | (high > limits)).any(axis=1) & self._usable).sum())

@@ -2,65 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets.findings import one_line
 from datasets.structures import DataError
 
+MAX_PIXELS = 89_478_485
+"""Of an image, unless told otherwise: a quarter of a gigabyte, where Pillow begins to warn of decompression bombs."""
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+"""Pillow knows dozens more, old and seldom tested ones; a file may claim any of them."""
 # Modes that hold more than 8 bits per channel: converting them to RGB would saturate silently.
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _EXIF_ORIENTATION = 0x0112
 
 
-def read_image(path: Path, *, size: tuple[int, int], entry: str) -> Image.Image:
+@dataclass(frozen=True)
+class ImageFile:
+    """Where an image is and what its annotation file says of it.
+
+    path    the file
+    size    (height, width) that the annotation file promises, px
+    entry   where it promises it, for messages: "train.json: images[3] (id 17)"
+    """
+
+    path: Path
+    size: tuple[int, int]
+    entry: str
+
+
+@dataclass(frozen=True)
+class ImageTraits:
+    """What is done to an image when it is read: mode it had, rotation of its camera undone, later frames ignored."""
+
+    mode: str
+    rotated: bool
+    animated: bool
+
+
+def read_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image to RGB.
 
-    size   (height, width) that the annotation file promises, px
-    entry  where it promises it, for messages: "train.json: images[3] (id 17)"
     raises DataError for a missing, empty, truncated, foreign, too large or deep image, and for another size
 
     A camera's EXIF rotation is applied only where the rotated size is the promised one. An animation gives
     its first frame; palette, grey, CMYK and alpha become RGB.
     """
+    with _opened(file, max_pixels) as image:
+        return (ImageOps.exif_transpose(image) if _is_rotated(image, file) else image).convert("RGB")
+
+
+def inspect_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS) -> ImageTraits:
+    """The same checks on the header alone, without decoding. Raises DataError."""
+    with _opened(file, max_pixels) as image:
+        return ImageTraits(image.mode, _is_rotated(image, file), bool(getattr(image, "is_animated", False)))
+
+
+@contextmanager
+def _opened(file: ImageFile, max_pixels: int) -> Iterator[Image.Image]:
+    """The image with its header read and checked; errors of decoding it inside the context are DataErrors too."""
+    where = one_line(str(file.path))
+
+    def failure(reason: str, problem: str) -> DataError:
+        return DataError(f"{where}: {problem} ({file.entry})", reason)
+
+    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own guard, which also covers what a format nests inside
     try:
-        with Image.open(path) as file:
-            image = _with_size(file, path=path, size=size, entry=entry)
+        with Image.open(file.path, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} px")
+            _check_size(image, file)
             if image.mode in _DEEP_MODES:
-                raise DataError(
-                    f"{path}: mode {image.mode} holds more than 8 bits per channel; convert it to 8-bit RGB "
-                    f"with a value range of your choice (a blind conversion would saturate) ({entry})"
+                raise failure(
+                    "deep_image",
+                    f"mode {image.mode} holds more than 8 bits per channel; convert it to 8-bit RGB with a value "
+                    "range of your choice (a blind conversion would saturate)",
                 )
-            return image.convert("RGB")
+            yield image
     except FileNotFoundError:
-        raise DataError(f"{path}: no such image; check data.root and file_name ({entry})") from None
+        raise failure("missing_image", "no such image; check data.root and file_name") from None
+    except IsADirectoryError:
+        raise failure("missing_image", "is a folder, not an image; check file_name") from None
+    except PermissionError:
+        raise failure("unreadable_image", "may not be read; change its permissions") from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: {error}; cut the image into tiles ({entry})") from None
+        problem = f"{error}: more pixels than data.max_image_pixels {max_pixels}; cut it into tiles or raise the limit"
+        raise failure("image_bomb", problem) from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: {_foreign_content(path)} ({entry})") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise all four
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path}: cannot decode: {reason}; fetch the file again ({entry})") from None
+        raise failure(*_foreign_content(file.path)) from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # Pillow's decoders raise all of them
+        reason = one_line(str(error)) or type(error).__name__
+        raise failure("broken_image", f"cannot decode: {reason}; fetch the file again") from None
 
 
-def _with_size(image: Image.Image, *, path: Path, size: tuple[int, int], entry: str) -> Image.Image:
-    height, width = size
-    if image.size == (width, height):
-        return image
-    if image.size == (height, width) and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
-        return ImageOps.exif_transpose(image)
+def _is_rotated(image: Image.Image, file: ImageFile) -> bool:
+    """Whether only the camera's note about the rotation makes the image as large as promised."""
+    return image.size != file.size[::-1] and _turned(image)
+
+
+def _turned(image: Image.Image) -> bool:
+    return image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+
+
+def _check_size(image: Image.Image, file: ImageFile) -> None:
+    height, width = file.size
+    if image.size == (width, height) or (image.size == (height, width) and _turned(image)):
+        return
     raise DataError(
-        f"{path}: is {image.width} x {image.height} px, but {entry} says width {width}, height {height}; "
-        f"correct the annotation file or restore the image it was made from (boxes would be misplaced)"
+        f"{one_line(str(file.path))}: is {image.width} x {image.height} px, but {file.entry} says width {width}, "
+        f"height {height}; correct the annotation file or restore the image it was made from (boxes would be "
+        "misplaced)",
+        "image_size",
     )
 
 
-def _foreign_content(path: Path) -> str:
-    head = path.read_bytes()[:64].lstrip() if path.stat().st_size < 10_000_000 else b"?"
+def _foreign_content(path: Path) -> tuple[str, str]:
+    """Reason and problem of a file that Pillow cannot place."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
     if not head:
-        return "is empty (0 bytes); fetch the file again"
+        return "empty_image", "is empty (0 bytes); fetch the file again"
     if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not an image; run `git lfs pull`"
+        return "not_an_image", "is a Git LFS pointer, not an image; run `git lfs pull`"
     if head[:1] == b"<":
-        return "is a web page or XML, not an image; fetch the file again"
-    return "is not an image that Pillow can read; fetch it again or convert it to PNG or JPEG"
+        return "not_an_image", "is a web page or XML, not an image; fetch the file again"
+    known = ", ".join(FORMATS)
+    return "not_an_image", f"is not an image of {known}; fetch it again or convert it to PNG or JPEG"

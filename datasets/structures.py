@@ -12,11 +12,17 @@ from torch import Tensor
 
 
 class DataError(Exception):
-    """The data cannot be used. The message names file, entry, field, value and remedy, in one line.
+    """The data cannot be used. The message names file, entry, field, value and remedy, one line per problem.
+
+    reason   a short name of the kind of problem, such as missing_image
 
     A DataLoader re-raises a worker's exception as `type(error)(text)`, where text is the worker's whole
     traceback. `summary()` gives back the clean message in both cases.
     """
+
+    def __init__(self, message: str, reason: str = "data") -> None:
+        super().__init__(message)
+        self.reason = reason
 
     def summary(self) -> str:
         """The message as it was first raised, without a worker's traceback."""
@@ -94,6 +100,11 @@ class Batch:
             padding_mask=self.padding_mask.to(device, non_blocking=non_blocking),
             targets=[target.to(device, non_blocking=non_blocking) for target in self.targets],
         )
+
+    def without_objects(self) -> Batch:
+        """The same images, as if nothing were annotated."""
+        empty = [replace(t, boxes_xyxy=t.boxes_xyxy[:0], labels=t.labels[:0]) for t in self.targets]
+        return replace(self, targets=empty)
 
     def pin_memory(self) -> Batch:
         """Called by a DataLoader with pin_memory=True; needs an accelerator."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     missing = [name for name in names if name not in content]
     if missing:
         raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
+    wrong = [name for name, hint in get_type_hints(Checkpoint).items() if not _fits(content[name], hint)]
+    if wrong:
+        raise CheckpointError(f"{path}: not written by this project: {', '.join(wrong)} of another type")
     return Checkpoint(**{name: content[name] for name in names})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type such as dict[str, Tensor]."""
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind is Any:
+        return True
+    if kind in (bool, int, float):
+        return type(value) is kind or (kind is float and type(value) is int)
+    if not isinstance(value, kind):
+        return False
+    if kind is dict:
+        return all(_fits(key, arguments[0]) and _fits(entry, arguments[1]) for key, entry in value.items())
+    return kind is not list or all(_fits(entry, arguments[0]) for entry in value)
 
 
 def load_weights(

@@ -101,18 +101,7 @@ class RunFolder:
 
     def require_space(self, checkpoint_bytes: int) -> None:
         """Raises RunFolderError unless all checkpoints of this size that are yet to come fit on the disk."""
-        problem = None
-        if self._processes.is_main:
-            there = [self.last, *_earlier_files(self.last), self.path / "best.pth"]
-            files = self._keep + 2  # best.pth, and one that is being written
-            needed = files * checkpoint_bytes - sum(path.stat().st_size for path in there if path.exists())
-            free = shutil.disk_usage(self.path).free
-            if free < needed:
-                problem = (
-                    f"{self.path}: {files} checkpoints of {checkpoint_bytes / 1e6:.0f} MB need {needed / 1e6:.0f} MB, "
-                    f"but {free / 1e6:.0f} MB are free; make room, set runtime.output_dir to another disk, or lower "
-                    "runtime.keep_checkpoints"
-                )
+        problem = lacking_space(self.path, checkpoint_bytes, keep=self._keep) if self._processes.is_main else None
         self._raise_everywhere(problem)
 
     def save_last(self, checkpoint: Checkpoint) -> None:
@@ -195,6 +184,21 @@ class RunFolder:
             f"{path}: not written ({error.strerror}, {free / 1e6:.0f} MB free); the checkpoint before it is whole. "
             f"Make room, then go on with --resume {self.last}"
         )
+
+
+def lacking_space(folder: Path, checkpoint_bytes: int, *, keep: int) -> str | None:
+    """What to say where the disk has no room for the checkpoints of this size that are yet to come."""
+    there = [folder / "last.pth", *_earlier_files(folder / "last.pth"), folder / "best.pth"]
+    files = keep + 2  # best.pth, and one that is being written
+    needed = files * checkpoint_bytes - sum(path.stat().st_size for path in there if path.exists())
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    if free >= needed:
+        return None
+    return (
+        f"{folder}: {files} checkpoints of {checkpoint_bytes / 1e6:.0f} MB need {needed / 1e6:.0f} MB, but "
+        f"{free / 1e6:.0f} MB are free; make room, set runtime.output_dir to another disk, or lower "
+        "runtime.keep_checkpoints"
+    )
 
 
 def _earlier_file(path: Path, age: int) -> Path:

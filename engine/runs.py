@@ -16,10 +16,13 @@ from datasets.build import (
     build_eval_loader,
     build_train_loader,
     check_classes,
+    check_query_limit,
     check_trained_classes,
+    compare_splits,
     mean_density,
 )
 from datasets.coco import CocoDetection
+from datasets.findings import Findings
 from datasets.loading import worker_failures_named
 from datasets.structures import Batch, DataError
 from engine.acceleration import accelerate
@@ -75,16 +78,16 @@ class UsageError(ConfigError):
 
 
 def exit_code(work: Callable[[], object], codes: Mapping[type[Exception], int]) -> int:
-    """0, or after one of the errors of `codes`, whose message is printed, its code."""
+    """The int that the work returns, or 0; after one of the errors of `codes`, whose message is printed, its code."""
     try:
-        work()
+        result = work()
+        return result if isinstance(result, int) else 0
     except tuple(codes) as error:
         message = error.summary() if isinstance(error, DataError) else str(error)
         print(f"error: {message}", file=sys.stderr, flush=True)
         return next(code for kind, code in codes.items() if isinstance(error, kind))
     finally:
         stop_processes()
-    return 0
 
 
 def resolve_config(
@@ -149,8 +152,10 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
     runtime, folder = config.runtime, Path(str(config.runtime.output_dir))
     require_same_start(start, processes)
     if start is None:
-        require_no_checkpoint(folder)
+        refuse_used(folder)
     training_set, validation_set = open_data(config, processes)
+    remarks = compare_data(config, training_set, validation_set)
+    remarks.raise_errors()
     if start is None:
         config = resolve_initial_density(config, training_set)
     detector, origin = starting_detector(config, start, processes)
@@ -195,21 +200,14 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
         if runtime.deterministic and processes.device.type == "cuda":
             logger.say(GPU_NOTICE)
         left_out = training_set.dropped | training_set.skipped
-        data_line = f"{training_set.statistics()}" + (f"; left out: {left_out}" if left_out else "")
+        data_line = "\n".join([str(training_set.statistics()), *training_set.remarks()])
         announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
+        for warning in remarks.messages("warning"):
+            logger.say(f"warning: {warning}")
         if processes.is_main:
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
         logger.say(closing_report(folder, trainer.progress, left_out=left_out))
-
-
-def require_no_checkpoint(folder: Path) -> None:
-    """Raises UsageError where a new run would overwrite an old one."""
-    if any(folder.glob("last*.pth")):
-        raise UsageError(
-            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
-            "runtime.output_dir, or remove it"
-        )
 
 
 def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, CocoDetection]:
@@ -254,6 +252,25 @@ def require_same_start(start: Resumption | None, processes: Processes) -> None:
         place = (start.checkpoint.epoch, start.checkpoint.batch, start.checkpoint.step)
     if len(gather_rows(torch.tensor([place]), processes).unique(dim=0)) > 1:
         raise CheckpointError("the processes read different checkpoints: give all of them the same file")
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises UsageError for a folder with checkpoints, which a new run would overwrite."""
+    if any(folder.glob("last*.pth")):
+        raise UsageError(
+            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
+            "runtime.output_dir, or remove it"
+        )
+
+
+def compare_data(config: Config, training_set: CocoDetection, validation_set: CocoDetection) -> Findings:
+    """What is wrong with two splits that are each sound."""
+    findings = Findings()
+    compare_splits(training_set, validation_set, findings)
+    d3q = config.model.d3q
+    limit = config.model.num_queries if d3q is None else d3q.max_queries or config.model.num_queries
+    check_query_limit(training_set, limit, findings)
+    return findings
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:

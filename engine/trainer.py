@@ -117,7 +117,7 @@ class Trainer:
         if self.progress.epoch >= epochs and self.progress.evaluated:
             self.logger.say(f"already finished: {self.progress.epoch} of {epochs} epochs; raise optim.epochs to go on")
             return
-        self.run_folder.require_space(self._checkpoint_bytes())
+        self.run_folder.require_space(checkpoint_bytes(self.detector, averaged=self.average is not None))
         trained = self._in_processes()
         with self.stop:
             while self.progress.epoch < epochs or not self.progress.evaluated:
@@ -212,19 +212,19 @@ class Trainer:
             self.run_folder.save_best(checkpoint)  # first: last.pth says that this evaluation is done
         self.run_folder.save_last(checkpoint)
 
-    def _checkpoint_bytes(self) -> int:
-        """Size of a checkpoint: the weights and their average, and two moments of every trained one."""
-        weights = sum(value.nbytes for value in self.detector.state_dict().values())
-        return weights * (1 if self.average is None else 2) + 2 * sum(
-            p.nbytes for p in self.detector.parameters() if p.requires_grad
-        )
-
     def _in_processes(self) -> nn.Module:
         """The detector, with its gradients averaged over the processes where there are several."""
         if self.processes.world_size == 1:
             return self.detector
         device = self.processes.device
         return DistributedDataParallel(self.detector, device_ids=[device] if device.type == "cuda" else None)
+
+
+def checkpoint_bytes(detector: nn.Module, *, averaged: bool) -> int:
+    """Size of a checkpoint: the weights, their average where there is one, and two moments of every trained one."""
+    weights = sum(value.nbytes for value in detector.state_dict().values())
+    moments = 2 * sum(p.nbytes for p in detector.parameters() if p.requires_grad)
+    return weights * (2 if averaged else 1) + moments
 
 
 def announce(

@@ -1,10 +1,7 @@
-"""Bad input ends with one clear message and the documented exit code, never with a traceback."""
+"""Bad input beyond the table of test_bad_input_table.py: one clear message, the documented exit code, no traceback."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +10,6 @@ from tiny_run import write_experiment
 import main
 from engine import runs
 from engine.checkpoint import load_checkpoint
-
-Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
@@ -31,41 +26,6 @@ def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -
     return message
 
 
-def change_annotations(config: Path, change: Change) -> Path:
-    path = config.parent / "data" / "train.json"
-    coco = json.loads(path.read_text())
-    change(coco)
-    path.write_text(json.dumps(coco))
-    return path
-
-
-def set_box(box: list[float]) -> Change:
-    return lambda coco: coco["annotations"][1].update(bbox=box)
-
-
-BAD_ANNOTATIONS: dict[str, tuple[Change, list[str]]] = {
-    "unknown image": (lambda coco: coco["annotations"][1].update(image_id=99), ["annotations[1]", "image_id", "99"]),
-    "unknown category": (
-        lambda coco: coco["annotations"][1].update(category_id=7),
-        ["annotations[1]", "category", "7"],
-    ),
-    "nan box": (set_box([1, 2, float("nan"), 4]), ["annotations[1]", "bbox", "nan"]),
-    "negative box": (set_box([9, 9, -3, 4]), ["annotations[1]", "bbox", "-3"]),
-    "zero area": (set_box([9, 9, 0, 4]), ["annotations[1]", "bbox", "data.on_bad_annotation"]),
-    "no images": (lambda coco: coco.update(images=[], annotations=[]), ["images"]),
-    "more categories": (lambda coco: coco["categories"].append({"id": 5, "name": "x"}), ["model.num_classes"]),
-}
-
-
-@pytest.mark.parametrize("name", BAD_ANNOTATIONS)
-def test_bad_annotations(experiment: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    change, fragments = BAD_ANNOTATIONS[name]
-    path = change_annotations(experiment, change)
-    message = fails(["--config", str(experiment)], 3, capsys)
-    for fragment in [str(path), *fragments]:
-        assert fragment.lower() in message.lower()
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_image(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
     broken = tmp_path / "data" / "train" / "0.png"
@@ -76,20 +36,13 @@ def test_broken_image(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(message.splitlines()) == 1
 
 
-def test_missing_image_and_root(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "data" / "train" / "1.png").unlink()
-    assert "1.png" in fails(["--config", str(experiment)], 3, capsys)
+def test_missing_root(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(["--config", str(experiment), "--set", "data.root=nowhere"], 3, capsys)
     assert "nowhere" in message
     assert "data.root" in message
 
 
-def test_usage(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--resume" in fails(["--eval", "--config", str(experiment)], 2, capsys)
-    assert "--config" in fails([], 2, capsys)
-    message = fails(["--config", str(experiment), "--set", "optim.lrr=1"], 2, capsys)
-    assert "--set optim.lrr: optim: unknown key 'lrr'; did you mean 'lr'?" in message
-    assert "no_such.yaml" in fails(["--config", "no_such.yaml"], 2, capsys)
+def test_a_place_in_the_config_is_named_by_file_and_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment.write_text(experiment.read_text().replace("min_queries", "min_querys"))
     message = fails(["--config", str(experiment)], 2, capsys)
     line = 1 + next(i for i, text in enumerate(experiment.read_text().splitlines()) if "min_querys" in text)
@@ -106,37 +59,18 @@ def test_weights_that_are_not_there(
     assert "null" in message
 
 
-class RunsCode:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("echo executed > executed.txt",)
-
-
-def test_checkpoints(
+def test_other_files_are_no_checkpoints(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = ["--config", str(experiment), "--set", "runtime.output_dir=run", "optim.epochs=1"]
     assert main.main(run) == 0
-    good = Path("run/last.pth").read_bytes()
     assert "already holds a run" in fails(run, 2, capsys)
-    wider = ["--resume", "run/last.pth", "--set", "model.hidden_dim=32"]
-    message = fails(wider, 4, capsys)
-    assert "of another shape" in message
-    assert "backbone" not in message.split("first: ")[1].split(",")[0]
-
-    flipped = bytearray(good)
-    flipped[len(good) // 2] ^= 1
-    bad = {"truncated": good[: len(good) // 2], "flipped": bytes(flipped), "empty": b"", "text": b"hello"}
-    for name, content in bad.items():
+    for name, content in {"empty": b"", "text": b"hello"}.items():
         Path(f"{name}.pth").write_bytes(content)
         assert f"{name}.pth" in fails(["--eval", "--resume", f"{name}.pth"], 4, capsys)
-    torch.save({"format": 2, "model": RunsCode()}, "hostile.pth")
-    assert "hostile.pth" in fails(["--eval", "--resume", "hostile.pth"], 4, capsys)
-    assert not Path("executed.txt").exists()
     torch.save({"state_dict": {}}, "foreign.pth")
     assert "not a checkpoint of this project" in fails(["--eval", "--resume", "foreign.pth"], 4, capsys)
-    assert "no such checkpoint" in fails(["--eval", "--resume", "missing.pth"], 4, capsys)
-    assert Path("run/last.pth").read_bytes() == good
 
 
 def test_diverged_training(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,10 +83,13 @@ def test_skipped_annotations_and_images_without_objects_train(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_experiment(tmp_path, train=[0, 0, 0, 2], val=[1])
-    change_annotations(config, set_box([9, 9, 0, 4]))
+    path = tmp_path / "data" / "train.json"
+    coco = json.loads(path.read_text())
+    coco["annotations"][1]["bbox"] = [9, 9, 0, 4]
+    path.write_text(json.dumps(coco))
     settings = ["data.on_bad_annotation=skip", "optim.epochs=2", f"runtime.output_dir={tmp_path / 'run'}"]
     assert main.main(["--config", str(config), "--set", *settings]) == 0
-    assert "left out" in capsys.readouterr().out
+    assert "left out: {'zero_area': 1}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 1])

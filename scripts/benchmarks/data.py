@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 from datasets.coco import CocoDetection
-from datasets.images import read_image
+from datasets.images import ImageFile, read_image
 from datasets.scenes import make_scene
 from datasets.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Sample, Transform
 from scripts.benchmarks.harness import Cell, Table, median, peak_resident_mebibytes, seconds_alternately
@@ -63,7 +63,7 @@ def _step_rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, 
     rng = np.random.default_rng(0)
 
     def pillow(suffix: str) -> Image.Image:
-        return read_image(folder / f"a.{suffix}", size=(side, side), entry="")
+        return read_image(ImageFile(folder / f"a.{suffix}", size=(side, side), entry=""))
 
     def torchvision(suffix: str) -> torch.Tensor:
         return decode_image(read_file(str(folder / f"a.{suffix}")), ImageReadMode.RGB)

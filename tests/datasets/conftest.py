@@ -26,7 +26,7 @@ DOCUMENT: dict[str, Any] = {
         {"id": 0, "image_id": 3, "category_id": 5, "bbox": [10, 10, 8, 6], "area": 40.5, "iscrowd": 0},
         {"id": 1, "image_id": 7, "category_id": 2, "bbox": [-4, 30, 10, 20]},
         {"id": 2, "image_id": 7, "category_id": 90, "bbox": [20.5, 4.25, 5, 7], "area": 35, "iscrowd": 0},
-        {"id": 2, "image_id": 7, "category_id": 5, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 1},
+        {"id": 3, "image_id": 7, "category_id": 5, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 1},
         {"id": 4, "image_id": 7, "category_id": 5, "bbox": [3, 3, 0.5, 9]},
         {"id": 5, "image_id": 7, "category_id": 5, "bbox": [70, 3, 5, 9]},
         {"id": 6, "image_id": 7, "category_id": 5, "bbox": [30, 3, 5, 9], "ignore": True},

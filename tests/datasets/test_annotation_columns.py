@@ -30,7 +30,7 @@ def many(document: dict[str, Any], *, count: int = 40) -> dict[str, Any]:
     for number in range(count):
         box = [*rng.uniform(0, 30, 2).tolist(), *rng.uniform(1, 9, 2).tolist()]
         image, category = (int(rng.choice(ids)) for ids in ([7, 3, 12], [90, 2, 5]))
-        document["annotations"].append({"id": number, "image_id": image, "category_id": category, "bbox": box})
+        document["annotations"].append({"id": 100 + number, "image_id": image, "category_id": category, "bbox": box})
     return document
 
 
@@ -59,8 +59,8 @@ def test_sound_entries_are_not_looked_at_one_by_one(
 def test_what_is_left_out_changes_nothing_else(open_dataset: Open, document: dict[str, Any]) -> None:
     whole = arrays(open_dataset(many(document)).table)
     spoilt = copy.deepcopy(document)
-    for place, change in ((9, {"image_id": 4}), (3, {"bbox": [1, 2]}), (0, {"category_id": "5"}), (5, {"area": -1})):
-        spoilt["annotations"].insert(place, document["annotations"][6] | change)
+    for place, change in ((9, {"image_id": 4}), (3, {"bbox": [1, 2]}), (0, {"category_id": "6"}), (5, {"area": -1})):
+        spoilt["annotations"].insert(place, document["annotations"][6] | {"id": 900 + place} | change)
     table = open_dataset(spoilt, on_bad_annotation="skip").table
     assert arrays(table) == whole
     assert table.skipped == {"unknown_category": 1, "box_length": 1, "bad_area": 1, "unknown_image": 1}

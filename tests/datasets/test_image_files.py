@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.images import read_image
+from datasets.images import ImageFile, read_image
 from datasets.structures import DataError
 
 ENTRY = "train.json: images[3] (id 17)"
 
 
 def _read(path: Path, size: tuple[int, int] = (20, 30)) -> Image.Image:
-    return read_image(path, size=size, entry=ENTRY)
+    return read_image(ImageFile(path, size=size, entry=ENTRY))
 
 
 def _noise(height: int = 20, width: int = 30) -> Image.Image:
@@ -70,7 +70,7 @@ def _spoil(path: Path, kind: str) -> None:
         ("html", "web page"),
         ("lfs", "git lfs pull"),
         ("text", "not an image"),
-        ("folder", "cannot decode"),
+        ("folder", "is a folder"),
     ],
 )
 def test_broken_files(tmp_path: Path, kind: str, words: str) -> None:
@@ -100,9 +100,12 @@ def test_rotation_by_exif_only_where_the_annotation_means_it(tmp_path: Path) -> 
 
 def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _noise().save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"a\.png: .*600 pixels.*tiles"):
-        _read(tmp_path / "a.png")
+    file = ImageFile(tmp_path / "a.png", size=(20, 30), entry=ENTRY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back in the end
+    assert read_image(file, max_pixels=600).size == (30, 20)
+    for limit in (599, 300, 100):
+        with pytest.raises(DataError, match=rf"a\.png: .*data.max_image_pixels {limit}; cut it into tiles"):
+            read_image(file, max_pixels=limit)
 
 
 class _Failing(Dataset[torch.Tensor]):

@@ -1,0 +1,125 @@
+"""The check before a training, assembled from a config as the training would be."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from configs.schema import Config
+from datasets.build import build_dataset, check_classes, check_images, densest_batch
+from datasets.coco import CocoDetection
+from datasets.findings import Findings
+from datasets.structures import Batch, DataError
+from engine.checkpoint import CheckpointError, load_weights
+from engine.distributed import Processes
+from engine.optim import build_optimizer
+from engine.preflight import Part, Preflight, TrialError, try_step
+from engine.run_folder import Resumption, RunFolderError, lacking_space
+from engine.runs import (
+    EXIT_CODES,
+    UsageError,
+    compare_data,
+    load_initial_weights,
+    refuse_used,
+    resolve_initial_density,
+)
+from engine.trainer import checkpoint_bytes
+from models.build import build_criterion, build_detector
+
+Start = Resumption | CheckpointError | None
+"""What --resume gave: a checkpoint, what is wrong with it, or nothing"""
+
+
+def check(config: Config, start: Start, processes: Processes, *, full: bool) -> int:
+    """Look at everything that a training needs, and try its densest step; returns the exit code.
+
+    full   decode every image, instead of reading its header
+    """
+    if processes.world_size > 1:
+        raise UsageError("--check is for one process: start it without torchrun")
+    # A cache would decode every image; that is for --check-full.
+    config = replace(config, data=replace(config.data, cache_images="none"))
+    folder = Path(str(config.runtime.output_dir))
+    preflight = Preflight(folder, codes={**EXIT_CODES, TrialError: 1}, finding_code=EXIT_CODES[DataError])
+    splits = _check_data(config, preflight, full=full)
+    training_set = next((split for split in splits if split.training), None)
+    if training_set is not None and not isinstance(start, Resumption):
+        config = resolve_initial_density(config, training_set)
+    detector = build_detector(config)
+    with preflight.part("weights") as part:
+        part.say(_load_weights(config, start, detector, processes))
+    with preflight.part("one training step") as part:
+        if training_set is None:
+            part.say("not tried, without training data")
+        else:
+            batch = densest_batch(training_set, config.data, skip=preflight.failed)
+            _try_steps(config, detector, batch, processes, part, images=len(training_set))
+    with preflight.part("disk") as part:
+        needed = checkpoint_bytes(detector, averaged=config.optim.ema_decay > 0)
+        if start is None:
+            refuse_used(folder)
+        if problem := lacking_space(folder, needed, keep=config.runtime.keep_checkpoints):
+            raise RunFolderError(problem)
+        part.say(f"room for {config.runtime.keep_checkpoints + 2} checkpoints of {needed / 1e6:.0f} MB in {folder}")
+    return preflight.close()
+
+
+def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence[CocoDetection]:
+    """The splits that can be opened at all."""
+    splits = []
+    for training in (True, False):
+        name = "training" if training else "evaluation"
+        findings = Findings()
+        with preflight.part(f"{name} data", findings) as part:
+            dataset = build_dataset(config.data, training=training, seed=config.runtime.seed, findings=findings)
+            splits.append(dataset)
+            part.say("\n".join([str(dataset.statistics()), *dataset.remarks()]))
+            check_classes(dataset, config.model.num_classes)
+    for dataset in splits:
+        findings = Findings()
+        with preflight.part(f"{'training' if dataset.training else 'evaluation'} images", findings) as part:
+            check_images(dataset, config.data, findings, decode=full)
+            part.say(f"{len(dataset):,} in {dataset.images_root}: {'decoded' if full else 'headers read'}")
+    if len(splits) == 2:
+        findings = compare_data(config, *splits)
+        with preflight.part("both splits", findings) as part:
+            part.say("compared: categories, images in both, objects with the number of queries")
+    return splits
+
+
+def _load_weights(config: Config, start: Start, detector: nn.Module, processes: Processes) -> str:
+    """What the training starts from, loaded; raises CheckpointError."""
+    if isinstance(start, CheckpointError):
+        raise start
+    if start is None:
+        return load_initial_weights(detector, config, processes)
+    load_weights(detector, start.checkpoint.model, source=str(start.path))
+    start.checkpoint.require_training_state(start.path)
+    try:
+        build_optimizer(detector, config.optim).load_state_dict(start.checkpoint.optimizer)
+    except ValueError as error:
+        raise CheckpointError(f"{start.path}: its optimiser does not fit: {error}") from error
+    return f"{start.path}: epoch {start.checkpoint.epoch}, step {start.checkpoint.step}"
+
+
+def _try_steps(
+    config: Config, detector: nn.Module, batch: Batch, processes: Processes, part: Part, *, images: int
+) -> None:
+    detector.to(processes.device)
+    criterion = build_criterion(config)
+    seconds = []
+    for what, tried in (("the densest images", batch), ("the same without objects", batch.without_objects())):
+        trial = try_step(detector, criterion, tried, device=processes.device, amp=config.runtime.amp)
+        objects, (height, width) = sum(len(target.labels) for target in tried.targets), tried.images.shape[-2:]
+        seconds.append(trial.seconds)
+        part.say(
+            f"{what}: {len(tried)} of {width} x {height} px, {objects:,} objects, at most {trial.queries:,} queries "
+            f"each: {trial.seconds:.2f} s, peak memory {trial.memory_mb:,.0f} MB"
+        )
+    steps = -(-images // config.data.batch_size)
+    hours = sorted(config.optim.epochs * steps * pace / 3600 for pace in seconds)
+    part.say(
+        f"{config.optim.epochs} epochs of {steps:,} such steps on {processes.device.type}: {hours[0]:.1f} to "
+        f"{hours[1]:.1f} hours, evaluations not counted"
+    )
