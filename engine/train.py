@@ -86,12 +86,12 @@ def train_one_epoch(
         total = torch.stack(list(losses.values())).sum()
         require_finite(total, batch.targets)
 
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(total).backward()
         scaler.unscale_(optimizer)
         gradient_norm = nn.utils.clip_grad_norm_(detector.parameters(), config.clip_grad_norm or math.inf)
         scaler.step(optimizer)
         scaler.update()
+        optimizer.zero_grad(set_to_none=True)  # here: the next forward pass, or an evaluation, has the memory
 
         step += 1
         meter.add(losses, total, gradient_norm, output.num_queries, batch.targets)
