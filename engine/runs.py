@@ -16,9 +16,11 @@ from datasets.build import (
     build_train_loader,
     check_classes,
     check_trained_classes,
+    densest_batch,
     mean_density,
 )
 from datasets.coco import CocoDetection
+from datasets.image_cache import available_bytes
 from datasets.structures import Batch, DataError
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
@@ -26,13 +28,20 @@ from engine.distributed import Processes, start_processes, stop_processes, wait_
 from engine.evaluate import evaluate_detector, predict_batches
 from engine.interruption import Interrupted
 from engine.logger import RunLogger, progress
+from engine.memory import FIRST_USE, describe_room
 from engine.optim import build_optimizer
 from engine.run_folder import Resumption, RunFolder, RunFolderError
 from engine.showcase import gallery_indices, show_evaluation
-from engine.train import NonFiniteLossError
+from engine.train import AUTOCAST_TYPES, NonFiniteLossError
 from engine.trainer import Trainer, announce
 from models.backbone_weights import WeightsError, load_backbone_weights
-from models.build import build_criterion, build_detector, build_postprocess, fill_input_statistics
+from models.build import (
+    build_criterion,
+    build_detector,
+    build_postprocess,
+    estimate_training_step,
+    fill_input_statistics,
+)
 from models.matcher import NonFiniteCostError
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -159,9 +168,31 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
         data_line = f"{training_set.statistics()}" + (f"; left out: {left_out}" if left_out else "")
         announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
         if processes.is_main:
+            announce_memory(config, training_set, processes, logger)
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
         logger.say(f"done: {folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard")
+
+
+def announce_memory(config: Config, training_set: CocoDetection, processes: Processes, logger: RunLogger) -> None:
+    """What a step on the densest images will need, before the first one; a warning where there is less."""
+    device = processes.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if free is None:
+        return
+    size, objects = densest_batch(training_set, config.data)
+    memory = estimate_training_step(
+        config,
+        size=size,
+        objects=objects,
+        device_type=device.type,
+        autocast=AUTOCAST_TYPES.get(config.runtime.amp),
+    )
+    needed = memory.peak - memory.weights + (memory.trained if processes.world_size > 1 else 0)  # reduction buffers
+    if device.type == "cpu":
+        free, needed = free // processes.world_size_here, needed + FIRST_USE
+    batch = f"the densest {len(objects)} image(s) ({size[1]}x{size[0]} px, up to {max(objects)} objects)"
+    logger.say(describe_room(needed=needed, free=free, batch=batch))
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
