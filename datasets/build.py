@@ -210,6 +210,31 @@ def mean_density(dataset: CocoDetection, data: DataConfig, *, stride: int) -> fl
     return float(f"{min(max(int(dataset.objects_per_image.sum()) / cells, low), high):.3g}")
 
 
+def densest_shapes(dataset: CocoDetection, data: DataConfig) -> tuple[tuple[int, int], list[int]]:
+    """What the largest training batch may be: (H, W) of the padded images, px, and the objects of each.
+
+    After the random crop, those of the window with most objects around one of them.
+    """
+    shapes = np.array([resized_shape(height, width, size=data.image_size) for height, width in dataset.image_sizes])
+    window = np.array(data.crop_size if data.crop_size is not None else shapes.max(axis=0))
+    cropped = np.minimum(shapes, window)
+    largest = cropped[cropped.prod(axis=1).argmax()] if data.batch_size == 1 else cropped.max(axis=0)
+    densest = np.argsort(-dataset.objects_per_image, kind="stable")[: data.batch_size].tolist()
+    counts = [int(dataset.objects_per_image[index]) for index in densest]
+    if data.crop_size is not None:
+        counts = [_most_in_window(dataset, index, shapes[index], window) for index in densest]
+    height, width = largest.tolist()
+    return (height, width), counts
+
+
+def _most_in_window(dataset: CocoDetection, index: int, shape: np.ndarray, window: np.ndarray) -> int:
+    """Most objects of an image scaled to `shape` (h, w) in a window of that size around one of them."""
+    boxes = dataset.ground_truth(index).boxes
+    centres = (boxes[:, :2] + boxes[:, 2:] / 2)[:, ::-1] * (shape / dataset.image_sizes[index])
+    near = [int((np.abs(centres - centre) <= window / 2).all(axis=1).sum()) for centre in centres]
+    return min(max(near, default=0), int(dataset.objects_per_image[index]))
+
+
 def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:
     return {
         "num_workers": data.num_workers,

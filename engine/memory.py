@@ -1,4 +1,4 @@
-"""Memory of the machine: how it is taken, and given back."""
+"""Memory of the machine: how it is taken, and given back; and whether a training will have enough."""
 
 import ctypes
 import os
@@ -9,6 +9,8 @@ import torch
 
 M_MMAP_THRESHOLD = -3
 LARGE = 2 * 2**20
+FIRST_USE = 64 * 2**20
+"""Bytes that kernels and thread pools take on CPUs once they first run: of a full-size detector, measured"""
 
 
 def tune_allocation() -> None:
@@ -30,3 +32,19 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def describe_room(*, needed: int, free: int, batch: str) -> str:
+    """One line on whether a training step has enough memory, and if not, what to change.
+
+    needed   predicted bytes beyond what is taken
+    free     bytes
+    batch    what the step is on
+    """
+    sizes = f"a training step on {batch} needs about {needed / 2**30:.2f} GiB more, {free / 2**30:.2f} GiB are free"
+    if needed <= free:
+        return f"memory: {sizes}"
+    return (
+        f"warning: not enough memory: {sizes}; set runtime.recompute: layers, or lower data.batch_size, "
+        "data.image_size or data.crop_size, fidelity.max_denoising_queries, or model.d3q.max_queries"
+    )

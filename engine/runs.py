@@ -19,10 +19,12 @@ from datasets.build import (
     check_query_limit,
     check_trained_classes,
     compare_splits,
+    densest_shapes,
     mean_density,
 )
 from datasets.coco import CocoDetection
 from datasets.findings import Findings
+from datasets.image_cache import available_bytes
 from datasets.loading import worker_failures_named
 from datasets.structures import Batch, DataError
 from engine.acceleration import accelerate
@@ -44,13 +46,21 @@ from engine.evaluate import evaluate_detector, predict_batches
 from engine.hang_watch import HangError
 from engine.interruption import Interrupted, StopRequest
 from engine.logger import RunLogger, progress
+from engine.memory import FIRST_USE, describe_room
 from engine.optim import build_optimizer
 from engine.run_folder import Resumption, RunFolder, RunFolderError
 from engine.showcase import gallery_indices, show_evaluation
 from engine.step_failures import NonFiniteLossError, StepMemoryError
+from engine.train import AUTOCAST_TYPES
 from engine.trainer import Trainer, announce
 from models.backbone_weights import WeightsError, load_backbone_weights
-from models.build import build_criterion, build_detector, build_postprocess, fill_input_statistics
+from models.build import (
+    build_criterion,
+    build_detector,
+    build_postprocess,
+    estimate_training_step,
+    fill_input_statistics,
+)
 from models.matcher import NonFiniteCostError
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -205,6 +215,7 @@ def train(config: Config, start: Resumption | None, processes: Processes) -> Non
         for warning in remarks.messages("warning"):
             logger.say(f"warning: {warning}")
         if processes.is_main:
+            announce_memory(config, training_set, processes, logger)
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
         logger.say(closing_report(folder, trainer.progress, left_out=left_out))
@@ -271,6 +282,27 @@ def compare_data(config: Config, training_set: CocoDetection, validation_set: Co
     limit = config.model.num_queries if d3q is None else d3q.max_queries or config.model.num_queries
     check_query_limit(training_set, limit, findings)
     return findings
+
+
+def announce_memory(config: Config, training_set: CocoDetection, processes: Processes, logger: RunLogger) -> None:
+    """What a step on the densest images will need, before the first one; a warning where there is less."""
+    device = processes.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if free is None:
+        return
+    size, objects = densest_shapes(training_set, config.data)
+    memory = estimate_training_step(
+        config,
+        size=size,
+        objects=objects,
+        device_type=device.type,
+        autocast=AUTOCAST_TYPES.get(config.runtime.amp),
+    )
+    needed = memory.peak - memory.weights + (memory.trained if processes.world_size > 1 else 0)  # reduction buffers
+    if device.type == "cpu":
+        free, needed = free // processes.world_size_here, needed + FIRST_USE
+    batch = f"the densest {len(objects)} image(s) ({size[1]}x{size[0]} px, up to {max(objects)} objects)"
+    logger.say(describe_room(needed=needed, free=free, batch=batch))
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:

@@ -83,7 +83,7 @@ class MSDeformAttn(nn.Module):
         """
         batch, num_queries, _ = queries.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        value = self.value_proj(memory).masked_fill_(memory_padding_mask[..., None], 0.0)
+        value = self.value_proj(memory.flatten(0, 1)).masked_fill_(memory_padding_mask.flatten()[:, None], 0.0)
         value = value.view(batch, memory.shape[1], heads, -1)
         weights = self.attention_weights(queries).float().view(batch, num_queries, heads, levels * points)
         weights = weights.softmax(-1).view(batch, num_queries, heads, levels, points)
@@ -140,7 +140,18 @@ class SelfAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Sequential):
+class RowWise(nn.Sequential):
+    """A perceptron of in-place activations, (..., D) -> (..., D'), computed on rows (N, D).
+
+    Behind a linear layer of three dimensions an in-place activation would change a view, and autograd answers with two
+    further tensors of its size in the backward pass, and the time of three copies.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens.flatten(0, -2)).unflatten(0, tokens.shape[:-1])
+
+
+class FeedForward(RowWise):
     """Linear, ReLU, dropout, linear; the residual is added by the caller."""
 
     def __init__(self, *, hidden_dim: int, ffn_dim: int, dropout: float) -> None:

@@ -1,12 +1,15 @@
 """Config -> detector, criterion, postprocess: the only place where configs, models and d3q meet."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from configs.schema import Config, SetLossConfig, TransformerConfig
-from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1
+from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
 from models.backbone import build_backbone
 from models.backbone_weights import input_statistics
 from models.boxes import L1Distance
@@ -19,6 +22,7 @@ from models.encoder import Encoder, EncoderLayer, Tokenizer
 from models.initialisation import initialise
 from models.matcher import HungarianMatcher
 from models.matching_cost import MatchingCost
+from models.memory_estimate import StepMemory, StepShapes, estimate_step
 from models.neck import Neck
 from models.postprocess import PostProcess
 from models.proposals import FixedBudget, ProposalHead
@@ -62,6 +66,32 @@ def build_criterion(config: Config) -> Criterion:
 def build_postprocess(config: Config) -> PostProcess:
     """Output -> detections. The sigmoid baselines return as many detections as queries."""
     return PostProcess(classification=config.criterion.decoder.classification, max_detections=config.model.num_queries)
+
+
+def expected_queries(config: Config, objects: Sequence[int]) -> list[int]:
+    """The query count of images of so many objects, where the density is estimated right."""
+    model = config.model
+    if model.d3q is None:
+        return [model.num_queries] * len(objects)
+    return query_count(
+        torch.tensor(objects, dtype=torch.float32),
+        queries_per_object=model.d3q.queries_per_object,
+        min_queries=model.d3q.min_queries,
+        max_queries=model.d3q.max_queries or model.num_queries,
+        round_objects=config.fidelity.round_objects,
+    ).tolist()
+
+
+def estimate_training_step(
+    config: Config, *, size: tuple[int, int], objects: Sequence[int], device_type: str, autocast: torch.dtype | None
+) -> StepMemory:
+    """The memory of a training step on images of so many objects each, padded to `size` (H, W) px; takes seconds.
+
+    device_type   cpu | cuda, where the step will run
+    autocast      type of the network where it is not float32
+    """
+    shapes = StepShapes(size, objects, expected_queries(config, objects), device_type, autocast)
+    return estimate_step(partial(build_detector, config), build_criterion(config), shapes)
 
 
 def _build_dino(config: Config) -> DINO:

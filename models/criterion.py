@@ -171,7 +171,7 @@ class Criterion:
         """
         losses: dict[str, Tensor] = {}
         with torch.autocast(output.num_queries.device.type, enabled=False):
-            work = self._matched_sets(output, targets)
+            work = self.matched_sets(output, targets, self.match(output, targets))
             for (loss, matched), normaliser in zip(work, self._normalisers(work, len(targets)), strict=True):
                 losses |= _by_layer(matched.prefix, loss(matched), normaliser)
             for auxiliary_loss in self.auxiliary_losses:
@@ -183,26 +183,30 @@ class Criterion:
         requests = []
         for loss, predictions, labels in (
             (self.decoder, output.queries, [target.labels for target in targets]),
-            (self.encoder, self._proposals(output), self._proposal_labels(targets)),
+            (self.encoder, self.proposals(output), self._proposal_labels(targets)),
         ):
             logits, boxes = predictions.logits.detach(), predictions.boxes_unact.detach().sigmoid()
             requests.append(MatchRequest(loss.matcher, logits, boxes, predictions.counts, targets, labels))
         return match(requests)
 
-    def _proposals(self, output: DetectorOutput) -> LayerPredictions:
+    def proposals(self, output: DetectorOutput) -> LayerPredictions:
+        """The proposals that the encoder's loss reads."""
         return output.proposals if self.encoder_tokens == "all" else output.selected
 
     def _proposal_labels(self, targets: Sequence[Target]) -> list[Tensor]:
         labels = [target.labels for target in targets]
         return [torch.zeros_like(label) for label in labels] if self.class_agnostic else labels
 
-    def _matched_sets(self, output: DetectorOutput, targets: Sequence[Target]) -> list[tuple[SetLoss, MatchedSet]]:
+    def matched_sets(
+        self, output: DetectorOutput, targets: Sequence[Target], matches: Sequence[Matches]
+    ) -> list[tuple[SetLoss, MatchedSet]]:
+        """What each loss is computed of; matches as from `match`."""
         objects = BatchObjects.of(targets, [target.labels for target in targets])
         proposed = replace(objects, labels=torch.cat(self._proposal_labels(targets)))
-        decoder, encoder = self.match(output, targets)
+        decoder, encoder = matches
         work = [
             (self.decoder, _matched_set("", output.queries, decoder, objects)),
-            (self.encoder, _matched_set("encoder.", self._proposals(output), encoder, proposed)),
+            (self.encoder, _matched_set("encoder.", self.proposals(output), encoder, proposed)),
         ]
         if output.denoising is not None and output.denoising_queries is not None:
             denoising = _denoising_set(output.denoising, output.denoising_queries, targets, objects)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MSDeformAttn, QueryBlocks, SelfAttention
+from models.attention import FeedForward, MSDeformAttn, QueryBlocks, RowWise, SelfAttention
 from models.boxes import inverse_sigmoid
 from models.position_encoding import encode_boxes
 from models.proposals import BoxHead
@@ -107,7 +107,7 @@ class DinoDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.heads = heads
         self.norm = nn.LayerNorm(hidden_dim)
-        self.position_head = nn.Sequential(
+        self.position_head = RowWise(
             nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, hidden_dim)
         )
         self.features_per_coordinate = hidden_dim // 2

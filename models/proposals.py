@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.attention import QueryBlocks, blocking_bias
+from models.attention import QueryBlocks, RowWise, blocking_bias
 from models.structures import FeatureTokens, ProposalSet, SelectedProposals
 
 BASE_SIZE = 0.05
@@ -43,7 +43,7 @@ class BoxHead(nn.Module):
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(
+        self.hidden = RowWise(
             nn.Linear(hidden_dim, hidden_dim),
             nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, hidden_dim),

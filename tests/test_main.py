@@ -75,6 +75,19 @@ def test_stopping_and_resuming_gives_bit_identical_weights(
     assert train_steps[0] == train_steps[1]
 
 
+@pytest.mark.parametrize(("free", "enough"), [(2**20, False), (2**40, True)])
+def test_training_says_beforehand_whether_the_memory_suffices(
+    experiment: Path, tmp_path: Path, free: int, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.runs.available_bytes", lambda: free)
+    run(experiment, tmp_path / "run", "optim.epochs=1")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    before, _, _ = log.partition("epoch 1  step 1")
+    (line,) = (line for line in before.splitlines() if "GiB are free" in line)
+    assert "the densest 2 image(s) (48x40 px, up to 5 objects)" in line
+    assert ("warning: not enough memory" in line) == ("runtime.recompute: layers" in line) == (not enough)
+
+
 def test_a_finished_run_says_so(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(experiment, tmp_path / "run", "optim.epochs=1")
     assert main.main(["--resume", str(tmp_path / "run" / "last.pth")]) == 0

@@ -132,6 +132,11 @@ def process_mebibytes() -> float:
     return _status("VmHWM") / 1024
 
 
+def resident_mebibytes() -> float:
+    """Resident memory of this process now. Linux only."""
+    return _status("VmRSS") / 1024
+
+
 def _status(key: str) -> int:
     """KiB from /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -68,11 +68,11 @@ class Step:
         total = torch.stack(list(losses.values())).sum()
         del output, losses
         moments.append(_now())
-        self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         moments.append(_now())
         nn.utils.clip_grad_norm_(self.detector.parameters(), 0.1)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         moments.append(_now())
         return [(wall - w, cpu - c) for (w, c), (wall, cpu) in pairwise(moments)]
 

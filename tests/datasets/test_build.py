@@ -7,7 +7,14 @@ import pytest
 from tiny_run import write_experiment
 
 from configs.loader import load_config
-from datasets.build import DENSITY_RANGE, build_dataset, build_eval_loader, build_train_loader, mean_density
+from datasets.build import (
+    DENSITY_RANGE,
+    build_dataset,
+    build_eval_loader,
+    build_train_loader,
+    densest_shapes,
+    mean_density,
+)
 
 STATISTICS = ["data.mean=[0.5, 0.5, 0.5]", "data.std=[0.5, 0.5, 0.5]"]
 
@@ -52,3 +59,25 @@ def test_loaders_pin_where_asked_and_fork_their_workers(tmp_path: Path, pinned: 
         assert loader.pin_memory is pinned
         if "fork" in get_all_start_methods():
             assert loader.multiprocessing_context.get_start_method() == "fork"
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "counts"),
+    [
+        (["data.batch_size=1"], (40, 48), [9]),
+        (["data.batch_size=2"], (40, 48), [9, 4]),
+        (["data.batch_size=9"], (40, 48), [9, 4, 2, 0]),
+        (["data.batch_size=1", "data.image_size=[96, 96]"], (80, 96), [9]),
+        (["data.batch_size=1", "data.crop_size=[64, 32]"], (40, 32), None),
+    ],
+)
+def test_densest_shapes(tmp_path: Path, settings: list[str], size: tuple[int, int], counts: list[int] | None) -> None:
+    config = load_config(write_experiment(tmp_path, train=[2, 9, 0, 4], val=[1]), [*STATISTICS, *settings])
+    dataset = build_dataset(config.data, training=True, seed=0)
+    found_size, found = densest_shapes(dataset, config.data)
+    assert found_size == size
+    if counts is None:  # in a window of two thirds of the width, around some object
+        centres = dataset.ground_truth(1).boxes[:, 0] + dataset.ground_truth(1).boxes[:, 2] / 2
+        counts = [max(int((abs(centres - centre) <= 16).sum()) for centre in centres)]
+        assert counts[0] < 9
+    assert found == counts

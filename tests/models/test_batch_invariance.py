@@ -176,7 +176,7 @@ def sums_of(case: Case, parts: Sequence[slice]) -> tuple[dict[str, float], Tenso
 
 def plain_losses(criterion: Criterion, output: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
     losses: dict[str, Tensor] = {}
-    for loss, matched in criterion._matched_sets(output, targets):
+    for loss, matched in criterion.matched_sets(output, targets, criterion.match(output, targets)):
         for kind, sums in loss(matched).items():
             losses |= {f"{matched.prefix}layer{layer}.{kind}": value for layer, value in enumerate(sums.sum(1))}
     objects = max(sum(len(target.labels) for target in targets), 1)

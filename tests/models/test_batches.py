@@ -81,7 +81,7 @@ def decoder_losses(
     leaf = images.clone().requires_grad_()
     output = detector(leaf, mask)
     criterion = build_criterion(config)
-    _, matched = criterion._matched_sets(output, targets)[0]
+    _, matched = criterion.matched_sets(output, targets, criterion.match(output, targets))[0]
     losses = {
         f"layer{layer}.{kind}": value
         for kind, sums in criterion.decoder(matched).items()

@@ -1,0 +1,80 @@
+"""Peak memory of a training step: as predicted before the first one, and as it then is.
+
+Each case in a process of its own, on random images with boxes of 6 to 30 px; the density is taken to be estimated
+right. "Process" is resident memory with Python and its libraries; on a GPU, the tensors there. "Step" is what comes on
+top of a process that has loaded the detector.
+"""
+
+import argparse
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+
+from engine.memory import FIRST_USE, tune_allocation
+from engine.optim import build_optimizer
+from engine.train import AUTOCAST_TYPES
+from models.build import build_criterion, build_detector, estimate_training_step, expected_queries
+from scripts.benchmarks.harness import Cell, Table, process_mebibytes, resident_mebibytes
+from scripts.benchmarks.scenes import add_scene_options, fix_queries, load_experiment, random_batch
+from scripts.benchmarks.train import Step
+
+STEPS = 2
+"""The first one makes the optimiser's state: the peak is the second one's"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_scene_options(parser, side=512)
+    parser.add_argument("--objects", type=int, nargs="+", default=[20, 300, 1500], help="per image")
+
+
+def measure(options: argparse.Namespace) -> list[Table]:
+    recompute = load_experiment(options).runtime.recompute
+    size = f"{options.batch} x {options.side}x{options.side}"
+    table = Table(f"memory of a training step: {options.config.stem}, {size}, recompute {recompute}")
+    for objects in options.objects:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            table.rows.append(process.submit(run_case, options, objects).result())
+    return [table]
+
+
+def run_case(options: argparse.Namespace, objects: int) -> dict[str, Cell]:
+    """Predicts and measures, in a process that has done nothing else. Linux only."""
+    tune_allocation()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    config, device = load_experiment(options), torch.device(options.device)
+    detector = build_detector(config).to(device).train()
+    start = time.perf_counter()
+    estimate = estimate_training_step(
+        config,
+        size=(options.side, options.side),
+        objects=[objects] * options.batch,
+        device_type=device.type,
+        autocast=AUTOCAST_TYPES.get(config.runtime.amp),
+    )
+    seconds = time.perf_counter() - start
+    on_gpu = device.type == "cuda"
+    loaded = torch.cuda.memory_allocated(device) / 2**20 if on_gpu else resident_mebibytes()
+    predicted = (estimate.peak - estimate.weights + (0 if on_gpu else FIRST_USE)) / 2**20
+
+    queries = expected_queries(config, [objects])[0]
+    fix_queries(detector, queries)
+    classes = config.model.num_classes
+    batch = random_batch(batch=options.batch, side=options.side, objects=objects, num_classes=classes, device=device)
+    step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim))
+    for _ in range(STEPS):
+        step(batch)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else process_mebibytes()
+    return {
+        "objects": objects,
+        "queries": queries,
+        "step predicted, MiB": predicted,
+        "step measured, MiB": peak - loaded,
+        "process predicted, MiB": loaded + predicted,
+        "process measured, MiB": peak,
+        "step, predicted / measured": predicted / (peak - loaded),
+        "process, predicted / measured": (loaded + predicted) / peak,
+        "prediction took, s": seconds,
+    }
