@@ -23,11 +23,19 @@ import torch.utils.tensorboard  # here, for all the processes that are forked fr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.benchmarks.harness import Table, machine
-from scripts.faults import damage, disk, kill, resume, sigterm
+from scripts.faults import damage, disk, kill, restart, resume, sigterm, throughput
 from scripts.faults.finding import Finding
 from scripts.faults.toy import Toy
 
-EXPERIMENTS = {"resume": resume, "kill": kill, "damage": damage, "disk": disk, "sigterm": sigterm}
+EXPERIMENTS = {
+    "resume": resume,
+    "kill": kill,
+    "damage": damage,
+    "disk": disk,
+    "sigterm": sigterm,
+    "restart": restart,
+    "throughput": throughput,
+}
 """Each has a docstring and `measure(toy, options) -> findings`."""
 
 
@@ -56,6 +64,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and places")
     parser.add_argument("--moments", type=int, default=20, help="kills, and damaged files")
     parser.add_argument("--signals", type=int, default=10, help="SIGTERM, to a run and to torchrun each")
+    parser.add_argument("--restarts", type=int, default=5, help="kills under torchrun on one machine and on two each")
+    parser.add_argument("--turns", type=int, default=10, help="of the throughput experiment")
+    parser.add_argument("--steps", type=int, default=40, help="of each of its runs")
     parser.add_argument("--around", type=float, default=0.1, help="most seconds after the begin of a save to kill in")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="for all runs")
     parser.add_argument("--json", type=Path, help="file for the figures")

@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import main
 
@@ -53,12 +55,30 @@ class Run:
             raise RuntimeError(f"exit codes {codes} instead of {code}; the log ends\n{self.log.read_text()[-3000:]}")
 
 
-def torchrun(program: Path, arguments: Sequence[str], *, options: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start torchrun, whose agent leads a group of processes of its own."""
+def torchrun(
+    program: Path,
+    arguments: Sequence[str],
+    *,
+    options: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[bytes]:
+    """Start torchrun with variables besides those of this process."""
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(program), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        return subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | environment)
+
+
+def end_torchrun(agent: subprocess.Popen[bytes]) -> int:
+    """Wait for its exit code; a hung one is ended with its processes."""
+    try:
+        return agent.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        agent.terminate()  # it gives its processes 30 s
+        with suppress(subprocess.TimeoutExpired):
+            agent.wait(40)
+        agent.kill()
+        return agent.wait()
 
 
 def free_port() -> int:

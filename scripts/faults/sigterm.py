@@ -2,66 +2,67 @@
 
 import argparse
 import json
-import os
 import random
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import main
 from scripts.faults.finding import Finding
-from scripts.faults.launch import LIMIT, Run, torchrun, wait_until
+from scripts.faults.launch import Run, end_torchrun, torchrun, wait_until
 from scripts.faults.toy import STEPS, Toy
 
 STEP_SECONDS = 0.1
 """About one step's; the signal comes within it"""
 
 
+class Stop:
+    """Seconds since the signal, and what was wrong."""
+
+    def __init__(self, folder: Path, signalled: float, problems: list[str]) -> None:
+        self.exit = time.time() - signalled
+        # In an evaluation the checkpoint is older than the signal.
+        self.saved = max((folder / "last.pth").stat().st_mtime - signalled, 0.0)
+        self.problems = problems
+
+
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     draw = random.Random(options.seed)
     for case, ranks in {"to a run of 1 process": 1, "to torchrun with 2 processes": 2}.items():
-        finding, seconds = Finding("SIGTERM", case), []
+        finding, stops = Finding("SIGTERM", case), []
         for _ in range(options.signals):
             after, delay = draw.randrange(1, STEPS), draw.uniform(0, STEP_SECONDS)
             folder = toy.folder("sigterm")
-            stop = stop_run if ranks == 1 else stop_torchrun
-            elapsed, problems = stop(toy, folder, after=after, delay=delay)
-            seconds.append(elapsed)
-            problems += toy.finish(folder, ranks=ranks)
+            work = stop_run if ranks == 1 else stop_torchrun
+            stops.append(work(toy, folder, after=after, delay=delay))
+            problems = stops[-1].problems + toy.finish(folder, ranks=ranks)
             finding.add(f"{1e3 * delay:.0f} ms after step {after}", problems)
-        finding.note("signal to exit", seconds)
+        finding.note("signal to checkpoint", [stop.saved for stop in stops])
+        finding.note("signal to exit", [stop.exit for stop in stops])
         yield finding
 
 
-def stop_run(toy: Toy, folder: Path, *, after: int, delay: float) -> tuple[float, list[str]]:
-    """Seconds from the signal to the exit, and what was wrong with it."""
+def stop_run(toy: Toy, folder: Path, *, after: int, delay: float) -> Stop:
     run = Run(toy.begin(folder), log=folder.with_suffix(".txt"))
     await_step(folder, after)
     time.sleep(delay)
-    start = time.monotonic()
+    signalled = time.time()
     run.processes[0].terminate()
     codes = run.wait()
-    return time.monotonic() - start, [] if codes == [75] else [f"exit codes {codes}"]
+    return Stop(folder, signalled, [] if codes == [75] else [f"exit codes {codes}"])
 
 
-def stop_torchrun(toy: Toy, folder: Path, *, after: int, delay: float) -> tuple[float, list[str]]:
+def stop_torchrun(toy: Toy, folder: Path, *, after: int, delay: float) -> Stop:
     """The signal goes to torchrun alone, which passes it on; it hides the exit code, status.json has it."""
-    group = ["--nproc_per_node=2", "--standalone"]
-    arguments = toy.begin(folder, ranks=2)
-    with torchrun(Path(main.__file__), arguments, options=group, log=folder.with_suffix(".txt")) as agent:
-        try:
-            await_step(folder, after)
-            time.sleep(delay)
-            start = time.monotonic()
-            agent.terminate()
-            agent.wait(LIMIT)
-            elapsed = time.monotonic() - start
-        finally:
-            if agent.poll() is None:
-                os.killpg(agent.pid, signal.SIGKILL)
+    arguments, log = toy.begin(folder, ranks=2), folder.with_suffix(".txt")
+    agent = torchrun(Path(main.__file__), arguments, options=["--nproc_per_node=2", "--standalone"], log=log)
+    await_step(folder, after)
+    time.sleep(delay)
+    signalled = time.time()
+    agent.terminate()
+    end_torchrun(agent)
     status = json.loads((folder / "status.json").read_text())
-    return elapsed, [] if status["exit_code"] == 75 else [f"status {status}"]
+    return Stop(folder, signalled, [] if status["exit_code"] == 75 else [f"status {status}"])
 
 
 def await_step(folder: Path, step: int) -> None:
