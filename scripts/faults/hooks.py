@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -27,17 +29,18 @@ def at_step(number: int, act: Act, *, rank: int = 0) -> None:
     register_optimizer_step_post_hook(step)
 
 
-def at_evaluation(number: int, act: Act) -> None:
-    """Act, on every rank, when the evaluation of this number has its result, but has not returned it."""
+def at_evaluation(number: int, act: Act, *, rank: int = 0) -> None:
+    """Act at the begin of the evaluation of this number, on one rank."""
+    if os.environ.get("RANK", "0") != str(rank):
+        return
     evaluate, count = runs.evaluate, 0
 
     def evaluated(*given: Any, **options: Any) -> float:
         nonlocal count
-        score = evaluate(*given, **options)
         count += 1
         if count == number:
             act()
-        return score
+        return evaluate(*given, **options)
 
     runs.evaluate = evaluated
 
@@ -52,5 +55,20 @@ def at_save(number: int, act: Act) -> None:
             count += 1
             if count == number:
                 act()
+
+    sys.addaudithook(event)
+
+
+def note_saves(file: Path) -> None:
+    """Append a line with its seconds to the file after every checkpoint that is written."""
+    begun = 0.0
+
+    def event(name: str, given: tuple[Any, ...]) -> None:
+        nonlocal begun
+        if name == "open" and str(given[0]).endswith(".pth.tmp"):
+            begun = time.perf_counter()
+        elif name == "os.rename" and Path(given[1]).name in ("last.pth", "best.pth"):
+            with file.open("a") as lines:
+                print(time.perf_counter() - begun, file=lines)
 
     sys.addaudithook(event)

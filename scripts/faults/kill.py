@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from engine.archive import CheckpointError
 from engine.checkpoint import load_checkpoint
 from scripts.faults.finding import Finding
-from scripts.faults.hooks import at_save
+from scripts.faults.hooks import at_save, note_saves
 from scripts.faults.launch import Run
 from scripts.faults.toy import EPOCHS, Toy
 
@@ -22,9 +23,10 @@ SAVES = 2 * EPOCHS + 1
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     finding = Finding("kill -9", f"{options.moments} moments around saving")
     draw = random.Random(options.seed)
+    around = 2 * save_seconds(toy)
     unreadable = strays = fresh = 0
     for _ in range(options.moments):
-        number, delay = draw.randint(1, SAVES), options.around * draw.random() ** 2
+        number, delay = draw.randint(1, SAVES), draw.uniform(0, around)
         place = f"save {number}, {1e3 * delay:.1f} ms after its begin"
         folder = toy.folder("kill")
         problems = [] if kill(toy, folder, number=number, delay=delay) else ["the run did not save"]
@@ -39,9 +41,18 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     finding.figures = {
         "unreadable checkpoints": unreadable,
         "files of killed saves, all swept": strays,
+        "latest, ms after the begin of a save": round(1e3 * around),
         "killed before the first checkpoint": fresh,
     }
     yield finding
+
+
+def save_seconds(toy: Toy) -> float:
+    """Median of the saves of an undisturbed run."""
+    folder = toy.folder("saves")
+    seconds = folder.with_suffix(".seconds")
+    Run(toy.begin(folder), log=folder.with_suffix(".txt"), hook=partial(note_saves, seconds)).expect(0)
+    return statistics.median(map(float, seconds.read_text().split()))
 
 
 def kill(toy: Toy, folder: Path, *, number: int, delay: float) -> bool:

@@ -22,7 +22,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def stop_everywhere(toy: Toy, *, ranks: int, workers: int) -> Finding:
-    """After a step the signal comes to one process, in turn; in an evaluation to all, as from torchrun."""
+    """Of several processes the signal comes to one, in turn."""
     finding = Finding("resume", f"{ranks} process(es), {workers} workers")
     steps = set()
     for place, hook in moments(ranks):
@@ -42,7 +42,7 @@ def moments(ranks: int) -> Iterator[tuple[str, Hook]]:
     for number in range(1, STEPS + 1):
         yield f"step {number}", partial(at_step, number, terminate_self, rank=number % ranks)
     for number in range(1, EPOCHS + 1):
-        yield f"evaluation {number}", partial(at_evaluation, number, terminate_self)
+        yield f"evaluation {number}", partial(at_evaluation, number, terminate_self, rank=number % ranks)
 
 
 def terminate_self() -> None:

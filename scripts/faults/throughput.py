@@ -32,7 +32,7 @@ from scripts.faults.launch import FORK
 from scripts.faults.toy import CONFIG, Toy
 from scripts.make_scenes import make_data_set
 
-SIDE = 192
+SIDE = 128
 """Of the images, px"""
 ENOUGH = 0.97
 """Median ratio that counts as next to nothing"""

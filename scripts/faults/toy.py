@@ -45,7 +45,7 @@ SETTINGS = {
     "runtime.log_every": 1,
 }
 CLOCK = ("second", "wait", "memory", "eta_")
-"""Parts of the names of records that no two runs share"""
+"""Parts of the names of values that no two runs share"""
 
 
 @dataclass
@@ -122,10 +122,12 @@ def fingerprint(folder: Path) -> dict[str, str]:
     parts: dict[str, Any] = load_checkpoint(folder / "last.pth").content()
     del parts["config"]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    parts["metrics.jsonl"] = [
-        {name: value for name, value in record.items() if not any(word in name for word in CLOCK)} for record in records
-    ]
-    return {name: _digest(value) for name, value in parts.items()}
+    parts["metrics.jsonl"] = records
+    return {name: _digest(value) for name, value in parts.items() if not _is_of_the_clock(name, value)}
+
+
+def _is_of_the_clock(name: object, value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) and any(word in str(name) for word in CLOCK)
 
 
 def _digest(value: Any) -> str:
@@ -133,7 +135,7 @@ def _digest(value: Any) -> str:
         content = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode() + content).hexdigest()
     if isinstance(value, Mapping):
-        value = [(key, _digest(item)) for key, item in value.items()]
+        value = [(key, _digest(item)) for key, item in value.items() if not _is_of_the_clock(key, item)]
     elif isinstance(value, list | tuple):
         value = [_digest(item) for item in value]
     return hashlib.sha256(repr(value).encode()).hexdigest()
