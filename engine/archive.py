@@ -44,8 +44,10 @@ def write_temporary(path: Path, content: dict[str, Any]) -> Path:
             file.write(SEAL_MARK + digest)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch tells of a wrong position where a write failed
         raise
     return temporary
 

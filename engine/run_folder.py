@@ -22,6 +22,8 @@ from engine.distributed import Processes, gather_rows
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Errors of file systems without locks: there nothing stops a second run."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors of writing, whichever file it was"""
 
 
 class RunFolderError(Exception):
@@ -90,14 +92,19 @@ class RunFolder:
         self._raise_everywhere(problem)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """An error of writing in the folder (logs, results) becomes a RunFolderError."""
         if self._lock is None:
             return
+        unwritten = error if isinstance(error, OSError) and self._is_of_writing(error) else None
+        kind = RunFolderError if unwritten is not None else kind
         code = 0 if kind is None else next((code for error, code in self._codes.items() if issubclass(kind, error)), 1)
         state = "finished" if kind is None else "interrupted" if code == 75 else "failed"
         with suppress(OSError):
             self._write_status(state, code)
         self._lock.close()
+        if unwritten is not None:
+            raise RunFolderError(self._not_saved(Path(unwritten.filename or self.path), unwritten)) from unwritten
 
     def require_space(self, checkpoint_bytes: int) -> None:
         """Raises RunFolderError unless all checkpoints of this size that are yet to come fit on the disk."""
@@ -175,13 +182,17 @@ class RunFolder:
         if failed:
             raise RunFolderError(problem or f"{self.path}: the main process cannot use it")
 
+    def _is_of_writing(self, error: OSError) -> bool:
+        inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(self.path)
+        return error.errno in NO_ROOM or (error.errno in (errno.EACCES, errno.EPERM) and inside)
+
     def _not_writable(self, error: OSError) -> str:
         return f"{self.path}: not writable ({error.strerror}); set runtime.output_dir to a folder that is"
 
     def _not_saved(self, path: Path, error: OSError) -> str:
         free = shutil.disk_usage(self.path).free
         return (
-            f"{path}: not written ({error.strerror}, {free / 1e6:.0f} MB free); the checkpoint before it is whole. "
+            f"{path}: not written ({error.strerror}, {free / 1e6:.0f} MB free); the checkpoints before are whole. "
             f"Make room, then go on with --resume {self.last}"
         )
 

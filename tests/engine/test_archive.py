@@ -103,3 +103,18 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(path: Path, monkey
         write_archive(path, CONTENT | {"step": 4})
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
+
+
+def test_a_write_that_torch_reports_as_another_error_is_named_as_such(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  as torch does on some full disks
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        write_archive(path, CONTENT)
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]

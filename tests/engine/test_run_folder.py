@@ -238,3 +238,27 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
                 folder.save_last(checkpoint(2))
     assert steps(tmp_path) == {"last.pth": 1}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (OSError(28, "No space left on device"), "run"),
+        (PermissionError(13, "Permission denied", "run/log.txt"), "run/log.txt"),
+    ],
+)
+def test_an_error_of_writing_anything_in_the_folder_is_said_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(RunFolderError, match=rf"^{place}: not written .* MB free\).* --resume run/last\.pth$"),
+        RunFolder(Path("run"), ALONE, keep=2, resumed=None, codes={RunFolderError: 2}),
+    ):
+        raise error
+    assert [status(tmp_path / "run")[key] for key in ("state", "exit_code")] == ["failed", 2]
+
+
+def test_an_error_of_other_files_stays_itself(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), held(tmp_path / "run"):
+        raise PermissionError(13, "Permission denied", "elsewhere/image.png")

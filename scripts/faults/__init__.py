@@ -1,0 +1,1 @@
+"""The experiments of scripts/chaos.py, one module each."""

@@ -1,0 +1,111 @@
+"""Runs of main.py in processes of their own, forked from this one, which has imported everything; and by torchrun."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+import main
+
+FORK = multiprocessing.get_context("fork")
+LIMIT = 120.0
+"""Seconds after which a run counts as hung"""
+
+
+class Run:
+    """A started run: one process per rank, joined by gloo as those of torchrun are.
+
+    arguments   of main.py
+    log         gets what all of them print
+    hook        called in each before main.py
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, log: Path, ranks: int = 1, hook: Callable[[], None] | None = None
+    ) -> None:
+        self.log = log
+        log.write_text("")
+        port = free_port()
+        self.processes = [
+            FORK.Process(target=_run, args=(arguments, log, rank, ranks, port, hook)) for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self) -> list[int]:
+        """Exit codes, negative for signals; a hung run is killed."""
+        deadline = time.monotonic() + LIMIT
+        for process in self.processes:
+            process.join(max(deadline - time.monotonic(), 0))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [int(process.exitcode or 0) for process in self.processes]
+
+    def expect(self, code: int) -> None:
+        """Raises RuntimeError with the end of the log unless every process ends with this exit code."""
+        codes = self.wait()
+        if any(found != code for found in codes):
+            raise RuntimeError(f"exit codes {codes} instead of {code}; the log ends\n{self.log.read_text()[-3000:]}")
+
+
+def torchrun(
+    program: Path,
+    arguments: Sequence[str],
+    *,
+    options: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[bytes]:
+    """Start torchrun with variables besides those of this process."""
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(program), *arguments]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | environment)
+
+
+def end_torchrun(agent: subprocess.Popen[bytes]) -> int:
+    """Wait for its exit code; a hung one is ended with its processes."""
+    try:
+        return agent.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        agent.terminate()  # it gives its processes 30 s
+        with suppress(subprocess.TimeoutExpired):
+            agent.wait(40)
+        agent.kill()
+        return agent.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(done: Callable[[], bool], *, seconds: float = LIMIT, every: float = 0.01) -> bool:
+    """Whether it was done in time."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every)
+    return True
+
+
+def _run(
+    arguments: Sequence[str], log: Path, rank: int, ranks: int, port: int, hook: Callable[[], None] | None
+) -> None:
+    if ranks > 1:
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "localhost"}
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    if hook is not None:
+        hook()
+    sys.exit(main.main(arguments))
