@@ -3,6 +3,7 @@
 #
 #   bash scripts/test.sh                      all
 #   bash scripts/test.sh -k density -n 0      some tests, in one process
+#   bash scripts/test.sh -m "not slow"        without those that take minutes
 #
 # D3Q_PYTHON names the interpreter; without it, scripts/setup.sh makes .venv.
 set -euo pipefail
