@@ -3,7 +3,8 @@
 A full-size DINO on one 800x800 image: six decoder layers of 2,000 queries, and the 53,294 tokens of the encoder. The
 published computation is written anew (docs/fidelity.md): (Q, N) costs by broadcasting, scipy on that matrix. The
 predictions are those of a trained detector (up to eight near every object), random ones, or all nearly alike, which
-makes the assignment hard. "other matches" counts objects that got another prediction.
+makes the assignment hard. "other matches" counts objects that got another prediction, and "cost difference" is the
+total cost of all matches here less that of the published ones, both from the same costs, added up in float64.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from d3q import LogSizeL1
 from datasets.structures import Target
 from models.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from models.matcher import HungarianMatcher, MatchRequest, match
-from models.matching_cost import MatchingCost
-from scripts.benchmarks.harness import Cell, Table, median, peak_mebibytes, seconds_alternately
+from models.matching_cost import ImageCosts, MatchingCost
+from scripts.benchmarks.harness import Cell, Table, costs_alternately, peak_mebibytes
 
 SIDE = 800
 CLASSES = 8
@@ -51,24 +52,36 @@ def _rows(stack: str, options: argparse.Namespace) -> Iterator[dict[str, Cell]]:
             work = {"published": partial(published_match, request), "here": partial(_match, request)}
             queries: dict[str, Tensor] = {}
             memory = {name: peak_mebibytes(partial(_keep, queries, name, run)) for name, run in work.items()}
-            found = seconds_alternately(work, repeats=options.repeats)
-            seconds = {name: median(values) for name, values in found.items()}
+            costs = costs_alternately(work, repeats=options.repeats)
             yield {
                 "predictions": kind,
                 "objects": count,
-                "published, ms": 1e3 * seconds["published"],
-                "here, ms": 1e3 * seconds["here"],
-                "share of time": seconds["here"] / seconds["published"],
+                "published, ms": 1e3 * costs["published"].wall,
+                "here, ms": 1e3 * costs["here"].wall,
+                "share of time": costs["here"].wall / costs["published"].wall,
+                "share of CPU time": costs["here"].cpu / costs["published"].cpu,
                 "published, MiB": memory["published"],
                 "here, MiB": memory["here"],
                 "share of memory": memory["here"] / max(memory["published"], 1.0),
                 "other matches": int((queries["here"] != queries["published"]).sum()),
+                "cost difference": _total(request, queries["here"]) - _total(request, queries["published"]),
             }
 
 
 def _match(request: MatchRequest) -> Tensor:
     """(layers, N) matched queries of the only image."""
     return match([request])[0].query.view(len(request.logits), -1).cpu()
+
+
+def _total(request: MatchRequest, queries: Tensor) -> float:
+    """Cost of all matches: (layers, N) queries."""
+    total = 0.0
+    for layer, matched in enumerate(queries):
+        place = matched.to(request.boxes.device)
+        logits, boxes = request.logits[layer, 0, place], request.boxes[layer, 0, place]
+        costs = ImageCosts(request.matcher.cost, logits[None], boxes[None], request.targets[0], request.labels[0])
+        total += float(costs.of(torch.arange(len(place), device=place.device))[:, 0].diagonal().double().sum())
+    return total
 
 
 def _keep(results: dict[str, Tensor], name: str, run: Callable[[], Tensor]) -> None:
@@ -134,7 +147,8 @@ def published_match(request: MatchRequest) -> Tensor:
     for logits, boxes in zip(request.logits[:, 0], request.boxes[:, 0], strict=True):
         pixels = cxcywh_to_xyxy(boxes) * SIDE
         cost = _class_cost(request.matcher.cost, logits, labels)
-        cost = cost + _box_cost(xyxy_to_cxcywh(pixels) / SIDE, target.boxes) * request.matcher.cost.box_weight
+        objects = xyxy_to_cxcywh(target.boxes_xyxy) / SIDE
+        cost = cost + _box_cost(xyxy_to_cxcywh(pixels) / SIDE, objects) * request.matcher.cost.box_weight
         cost = cost + _giou_cost(pixels, target.boxes_xyxy) * request.matcher.cost.giou_weight
         queries, objects = linear_sum_assignment(cost.cpu())
         matched.append(torch.from_numpy(queries)[torch.from_numpy(objects).argsort()])
