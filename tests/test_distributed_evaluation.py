@@ -78,7 +78,7 @@ def alone(experiment: Path) -> list[str]:
     return evaluations(experiment, Processes(rank=0, world_size=1, device=torch.device("cpu")))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_numbers_of_one_process(experiment: Path, alone: list[str], tmp_path: Path, world_size: int) -> None:
     torch.multiprocessing.spawn(work, args=(world_size, str(experiment), str(tmp_path)), nprocs=world_size)
     for rank in range(world_size):

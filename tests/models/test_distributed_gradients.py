@@ -15,7 +15,7 @@ from datasets.structures import Target
 from models.build import build_criterion
 
 LIMIT = 1e-6
-"""Of the gradient's norm; rounding alone comes to 3e-7, in other seeds up to 1.3e-6. The density loss outweighs the
+"""Of the gradient's norm; rounding comes to 7e-7, with other weights up to 1.3e-6. The density loss outweighs the
 others where it is."""
 STEPS = {2: 100, 4: 3}
 
