@@ -107,7 +107,6 @@ def train_one_epoch(
     stream = iter(meter.waiting(batches))
     while size := min(config.accumulate_steps, num_batches - progress.batch):
         set_learning_rates(optimizer, learning_rate_factor(config, epoch=progress.epoch, step=progress.step))
-        optimizer.zero_grad(set_to_none=True)
         taken: list[TrainingBatch] = []
         results: list[BatchResult] = []
         try:
@@ -127,6 +126,7 @@ def train_one_epoch(
             meter.add(results, gradient_norm)
             if average is not None:
                 average.update(progress.step)
+        optimizer.zero_grad(set_to_none=True)  # here: the next forward pass, or an evaluation, has the memory
         progress.step += 1
         progress.batch += size
         if after_step():
