@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from engine.memory import peak_memory_mb
-from engine.train import Criterion, NonFiniteLossError, TrainingBatch, autocast
+from engine.step_failures import NonFiniteLossError, memory_explained
+from engine.train import Criterion, TrainingBatch, autocast
 
 RECORD = "check.jsonl"
 SHOWN = 20
@@ -188,24 +189,20 @@ def try_step(
 ) -> Trial:
     """A forward and a backward pass; weights stay as they are.
 
-    Raises NonFiniteLossError for a loss or gradient that is not finite, and TrialError.
+    Raises NonFiniteLossError for a loss or gradient that is not finite, StepMemoryError, and TrialError.
     """
     ids = [target.image_id for target in batch.targets]
     start = time.perf_counter()
     try:
-        batch = batch.to(device)
-        detector.train()
-        with autocast(device, amp):
-            output = detector(batch.images, batch.padding_mask, batch.targets)
-        loss = torch.stack(list(criterion(output, batch.targets).values())).sum()
-        loss.backward()
+        with memory_explained(batch):
+            batch = batch.to(device)
+            detector.train()
+            with autocast(device, amp):
+                output = detector(batch.images, batch.padding_mask, batch.targets)
+            loss = torch.stack(list(criterion(output, batch.targets).values())).sum()
+            loss.backward()
         norm = nn.utils.get_total_norm(p.grad for p in detector.parameters() if p.grad is not None)
         values = float(loss.detach()), float(norm)  # sync
-    except torch.OutOfMemoryError as error:
-        raise TrialError(
-            f"out of memory on images {ids}: lower data.batch_size, data.image_size or model.num_queries, or set "
-            "runtime.recompute"
-        ) from error
     except (RuntimeError, ValueError, IndexError) as error:
         raise TrialError(f"a training step on images {ids} fails: {type(error).__name__}: {error}") from error
     finally:

@@ -47,7 +47,10 @@ class BoxDistance(Protocol):
         """(N, 4), (N, 4) cxcywh -> (N,); pred_unact (N, 4) are the logits of pred."""
 
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, 4), (M, 4) cxcywh -> (N, M); best in memory row by row of the targets."""
+        """(N, 4), (M, 4) cxcywh -> (N, M); best in memory row by row of the targets.
+
+        It must obey the triangle inequality: bounds of the matching cost rest on it.
+        """
 
 
 class AuxiliaryLoss(Protocol):

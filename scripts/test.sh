@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: lint, format, types, tests. Arguments go to pytest:
 #
-#   bash scripts/test.sh                      all
+#   bash scripts/test.sh                      all but the slow ones
 #   bash scripts/test.sh -k density -n 0      some tests, in one process
-#   bash scripts/test.sh -m "not slow"        without those that take minutes
+#   bash scripts/test.sh -m slow              those that take minutes; scripts/chaos.sh runs them too
 #
 # D3Q_PYTHON names the interpreter; without it, scripts/setup.sh makes .venv.
 set -euo pipefail
@@ -23,4 +23,4 @@ export OMP_NUM_THREADS=1
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest -n 2 --dist loadfile "$@"
+"$python" -m pytest -n 2 --dist loadfile -m "not slow" "$@"

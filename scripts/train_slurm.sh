@@ -25,12 +25,7 @@ fi
 config=$1 folder=$2
 shift 2
 
-if [[ -e $folder/last.pth ]]; then
-    run=(--resume "$folder/last.pth")
-    [[ $# -eq 0 ]] || run+=(--set "$@")
-else
-    run=(--config "$config" --set "runtime.output_dir=$folder" "$@")
-fi
+run=(--config "$config" --resume auto --set "runtime.output_dir=$folder" "$@")
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 launcher=(
     "${D3Q_PYTHON:-.venv/bin/python}" -m torch.distributed.run

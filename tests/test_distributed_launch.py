@@ -223,6 +223,7 @@ def test_torchrun_starts_a_killed_process_again(experiment: Path, tmp_path: Path
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for program, output in ((main.__file__, whole), (str(hook), folder)):
         command = [*launcher, "--max-restarts=3", program, *arguments(experiment, output, "data.batch_size=1")]
+        command += ["--resume", "auto"]
         given = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -52,21 +52,13 @@ def start(tmp_path: Path) -> Start:
     return started
 
 
-def test_a_new_run(start: Start, tmp_path: Path) -> None:
+def test_the_command_line(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     assert start("configs/x.yaml", str(folder), "optim.lr=2e-4").wait(60) == 0
-    main = ["--config", "configs/x.yaml", "--set", f"runtime.output_dir={folder}", "optim.lr=2e-4"]
+    main = ["--config", "configs/x.yaml", "--resume", "auto", "--set", f"runtime.output_dir={folder}", "optim.lr=2e-4"]
     assert (tmp_path / "python").read_text().splitlines() == [*LAUNCHER, *main]
     assert (tmp_path / "srun-options").read_text() == "--kill-on-bad-exit=1\n"
     assert not (tmp_path / "requeued").exists()
-
-
-@pytest.mark.parametrize("given", [[], ["optim.epochs=9"]])
-def test_a_run_that_goes_on(start: Start, tmp_path: Path, given: list[str]) -> None:
-    (tmp_path / "last.pth").touch()
-    assert start("configs/x.yaml", str(tmp_path), *given).wait(60) == 0
-    main = ["--resume", f"{tmp_path}/last.pth", *(["--set", *given] if given else [])]
-    assert (tmp_path / "python").read_text().splitlines() == [*LAUNCHER, *main]
 
 
 def test_a_signal_before_the_time_is_up(start: Start, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(launcher: list[str], experiment: Path, folder: Path, *, program: str = main.__file__) -> list[str]:
     settings = [f"runtime.output_dir={folder}", "data.batch_size=1", "optim.epochs=2", "runtime.start_timeout=60"]
-    own = [program, "--config", str(experiment), "--set", *settings]
+    own = [program, "--config", str(experiment), "--resume", "auto", "--set", *settings]
     return [sys.executable, "-m", "torch.distributed.run", *launcher, *own]
 
 

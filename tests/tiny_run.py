@@ -81,12 +81,10 @@ def killed(request):
         os.kill(os.getpid(), signal.SIGKILL)
     return agree(request)
 StopRequest.agree = killed
-again = ["--resume", {last!r}] if os.path.exists({last!r}) else sys.argv[1:]
-sys.exit(main.main(again))
+sys.exit(main.main())
 """
 
 
 def killed_once(folder: Path) -> str:
-    """A program in the place of main.py: the second process is killed after its third step, once; whoever starts goes
-    on from the folder's last.pth."""
+    """A program in the place of main.py: the second process is killed after its third step, once."""
     return KILL.format(root=str(Path(__file__).parents[1]), last=str(folder / "last.pth"))
