@@ -10,6 +10,7 @@ from tiny_run import write_experiment
 
 import main
 from engine.preflight import Preflight, TrialError, try_step
+from engine.step_failures import StepMemoryError
 
 
 @pytest.fixture
@@ -103,18 +104,26 @@ def test_a_step_that_is_not_finite(
     assert "images [" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), torch.OutOfMemoryError("of 9 GiB")])
-def test_a_step_that_fails_names_the_images(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "kind", "named"),
+    [
+        (RuntimeError("shapes differ"), TrialError, r"images \[7\]"),
+        (torch.OutOfMemoryError("of 9 GiB"), StepMemoryError, "image 7 with 2 objects"),
+    ],
+)
+def test_a_step_that_fails_names_the_images(error: Exception, kind: type[Exception], named: str) -> None:
     class Target:
         image_id = 7
+        labels = torch.zeros(2)
 
     class Batch:
+        images = torch.zeros(1, 3, 8, 8)
         targets = (Target(),)
 
         def to(self, device: torch.device) -> Any:
             raise error
 
-    with pytest.raises(TrialError, match=r"images \[7\]"):
+    with pytest.raises(kind, match=named):
         try_step(torch.nn.Linear(1, 1), None, Batch(), device=torch.device("cpu"), amp="none")  # type: ignore[arg-type]
 
 
