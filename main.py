@@ -23,23 +23,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.loader import dump_config
-from engine.check import check
+from engine.assembly.check import check
+from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
+from engine.assembly.runs import evaluate_checkpoint, resolve_config, start_runtime, train
+from engine.assembly.start import continue_config, find_last
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.hang_watch import HangWatch
 from engine.interruption import interruptible
 from engine.memory import tune_allocation
 from engine.run_folder import Resumption, load_newest
-from engine.runs import (
-    EXIT_CODES,
-    UsageError,
-    continue_config,
-    evaluate_checkpoint,
-    exit_code,
-    find_last,
-    resolve_config,
-    start_runtime,
-    train,
-)
 
 AUTO = Path("auto")
 """Of --resume"""
@@ -58,7 +50,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="go on from, or evaluate, a checkpoint; auto: go on from last.pth of the run folder where there is one",
     )
     parser.add_argument(
-        "--allow-config-change", action="store_true", help="go on with a --config other than the checkpoint's"
+        "--allow-config-change",
+        action="store_true",
+        help="go on with a --config or training data other than the checkpoint's",
     )
     parser.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume")
     parser.add_argument(
@@ -126,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int | None:
         if arguments.eval and checkpoint is not None:
             evaluate_checkpoint(config, checkpoint, resume, processes)
         else:
-            train(config, start, processes)
+            train(config, start, processes, allow_other_data=arguments.allow_config_change)
     return None
 
 

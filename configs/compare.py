@@ -9,6 +9,9 @@ from configs.schema import Config
 HARMLESS = (
     "optim.epochs",
     "optim.processes",
+    "data.root",  # the data themselves are compared by their digest
+    "data.max_image_pixels",
+    "data.follow_links",
     "data.num_workers",
     "data.worker_timeout",
     "data.cache_images",
@@ -21,6 +24,8 @@ HARMLESS = (
     "runtime.log_every",
     "runtime.output_dir",
     "runtime.keep_checkpoints",
+    "runtime.start_timeout",
+    "runtime.hang_timeout",
 )
 """Keys that a run may change where it goes on: the weights of every step stay those of an unbroken run."""
 

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from engine.archive import CheckpointError, DamagedError, is_sealed, read_archive, write_archive
 
 FORMAT = 3
-SINCE_3: dict[str, Any] = {"average": {}, "meter": {}, "skipped": 0, "skipped_in_row": 0, "replaced": 0, "seconds": 0.0}
+SINCE_3: dict[str, Any] = {
+    "average": {},
+    "meter": {},
+    "skipped": 0,
+    "skipped_in_row": 0,
+    "replaced": 0,
+    "seconds": 0.0,
+    "data": "",
+}
 ADDED_SINCE: dict[int, dict[str, Any]] = {1: {"batch": 0, "batches": 0, **SINCE_3}, 2: SINCE_3}
 """Of each earlier format: what it lacks, and what that was"""
 FORMATS = (*ADDED_SINCE, FORMAT)
@@ -57,6 +65,8 @@ class Checkpoint:
     """Images that could not be read, in whose place others came"""
     seconds: float = 0.0
     """Time so far, over all interruptions"""
+    data: str = ""
+    """Digest of the training data; empty where it is not known"""
 
     @property
     def best_weights(self) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ class Trainer:
     loader      its batch_sampler has `set_epoch(epoch, start_batch)`
     evaluate    optimiser steps so far -> score of the detector, higher is better
     categories  class names, kept in the checkpoints
+    data        digest of the training data, kept in the checkpoints
     run_folder  gets last.pth after every epoch and where a signal stops the run, and best.pth
     stop        asked after every step, and before and after evaluations
     """
@@ -43,6 +44,7 @@ class Trainer:
         evaluate: Callable[[int], float],
         config: Config,
         categories: Sequence[str],
+        data: str,
         processes: Processes,
         logger: RunLogger,
         run_folder: RunFolder,
@@ -56,6 +58,7 @@ class Trainer:
         self.evaluate = evaluate
         self.config = config
         self.categories = list(categories)
+        self.data = data
         self.processes = processes
         self.logger = logger
         self.run_folder = run_folder
@@ -69,11 +72,11 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint was taken (its weights are in the detector already). Raises CheckpointError."""
-        states = checkpoint.random_states
-        if len(states) != self.processes.world_size:
+        states, world_size = checkpoint.random_states, self.processes.world_size
+        if len(states) != world_size and checkpoint.batch > 0:
             raise CheckpointError(
-                f"the checkpoint is of {len(states)} processes, this run has {self.processes.world_size}: start as "
-                "many, or use it as init_from of a new run"
+                f"the checkpoint is of {len(states)} processes, this run has {world_size}: start as many until the "
+                "epoch ends, or use an earlier checkpoint between epochs, or this one as init_from of a new run"
             )
         try:
             self.optimizer.load_state_dict(checkpoint.optimizer)
@@ -92,7 +95,14 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint.scaler)
         if self.average is not None:
             self.average.restore(checkpoint.average)
-        restore_random_state(states[self.processes.rank], self.processes.device)
+        if len(states) == world_size:
+            restore_random_state(states[self.processes.rank], self.processes.device)
+        else:
+            self.logger.say(
+                f"warning: the checkpoint is of {len(states)} processes, this run has {world_size}: the batch is "
+                f"{world_size * self.config.data.batch_size} images now, and random numbers are drawn anew"
+            )
+            torch.manual_seed(self.config.runtime.seed + self.processes.rank + checkpoint.step)
         self.progress = Progress(
             epoch=checkpoint.epoch,
             batch=checkpoint.batch,
@@ -205,6 +215,7 @@ class Trainer:
             skipped_in_row=self.progress.skipped_in_row,
             replaced=self.progress.replaced,
             seconds=self.progress.seconds,
+            data=self.data,
             meter=self.meter.state(),
             average={} if self.average is None else self.average.state(),
         )

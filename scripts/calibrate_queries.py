@@ -18,7 +18,7 @@ number of objects still find objects. Read AP and AR before taking fewer queries
 Fitted and measured on the same images, the coverage is a little optimistic for others: where val is the test set, name
 a split that was neither trained nor tested on by --set data.val.annotations=... data.val.images=...
 
-Exit codes: those of main.py, and 6: no budget gives the wanted coverage; nothing is written.
+Exit codes: those of main.py, and 7: no budget gives the wanted coverage; nothing is written.
 """
 
 import argparse
@@ -39,7 +39,8 @@ from configs.schema import Config
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
-from engine import runs
+from engine.assembly import exit_codes, runs
+from engine.assembly.exit_codes import UsageError, exit_code
 from engine.calibration import (
     LEAST_QUERIES_PER_OBJECT,
     Calibration,
@@ -54,14 +55,14 @@ from engine.evaluate import GatheredPredictions, gather_predictions, object_coun
 from engine.evaluate_by_count import BinResult, evaluate_by_count, format_settings
 from models.build import build_postprocess
 
-EXIT_CODES = {**runs.EXIT_CODES, UnreachableCoverageError: 6}
+EXIT_CODES = {**exit_codes.EXIT_CODES, UnreachableCoverageError: 7}
 FIT = "fit"
 CHECKPOINT, CALIBRATED, ORACLE = "checkpoint", "calibrated", "oracle count"
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    return runs.exit_code(lambda: calibrate_queries(options), EXIT_CODES)
+    return exit_code(lambda: calibrate_queries(options), EXIT_CODES)
 
 
 class OracleBudget(nn.Module):
@@ -142,13 +143,13 @@ def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinRes
 def check_budget(config: Config, options: argparse.Namespace) -> None:
     """Raises UsageError where there is nothing to fit."""
     if config.model.d3q is None:
-        raise runs.UsageError(
+        raise UsageError(
             f"{options.resume}: model.d3q is null: this baseline gives every image {config.model.num_queries} queries, "
             "there is nothing to fit; take the checkpoint of a D3Q detector"
         )
     ceiling = config.model.d3q.max_queries or config.model.num_queries
     if isinstance(options.min_queries, int) and options.min_queries > ceiling:
-        raise runs.UsageError(f"--min-queries {options.min_queries} exceeds the ceiling of {ceiling} queries")
+        raise UsageError(f"--min-queries {options.min_queries} exceeds the ceiling of {ceiling} queries")
 
 
 def fit_budget(

@@ -24,7 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine import runs
+from engine.assembly import runs
+from engine.assembly.exit_codes import EXIT_CODES, exit_code
 from engine.checkpoint import load_checkpoint
 from engine.count_metrics import COUNT_BINS
 from engine.detection_metrics import get_protocol
@@ -54,7 +55,7 @@ Results = dict[str, dict[str, Measured]]
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    return runs.exit_code(lambda: compare(options), {**runs.EXIT_CODES, ChildError: 1})
+    return exit_code(lambda: compare(options), {**EXIT_CODES, ChildError: 1})
 
 
 class ChildError(RuntimeError):

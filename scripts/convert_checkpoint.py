@@ -28,9 +28,9 @@ from configs.loader import dump_config, load_config, parse_config
 from configs.schema import Config
 from datasets.annotations import read_annotations
 from engine.archive import CheckpointError, write_archive
+from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
 from engine.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
 from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
-from engine.runs import EXIT_CODES, UsageError, exit_code
 from models.backbone_weights import load_backbone_weights
 from models.build import build_detector, fill_input_statistics
 from models.conversion import CLASS_TENSORS, Naming, mmdetection_naming, original_naming, to_mmdetection, translate

@@ -23,7 +23,8 @@ from configs.schema import Config
 from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
 from datasets.structures import Batch
-from engine import runs
+from engine.assembly import runs
+from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
 from engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
 from engine.evaluate import Evaluation, evaluate_detector, predict_batches
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="a trained DINO + D3Q, with its data")
     options = parser.parse_args(arguments)
-    return runs.exit_code(lambda: measure(options.resume), runs.EXIT_CODES)
+    return exit_code(lambda: measure(options.resume), EXIT_CODES)
 
 
 def measure(path: Path | None) -> None:
@@ -62,7 +63,7 @@ def measure(path: Path | None) -> None:
     checkpoint = load_checkpoint(path)
     config = runs.resolve_config([], file=None, resume=path, checkpoint=checkpoint)
     if config.model.d3q is None or config.model.denoising is None:
-        raise runs.UsageError(f"{path}: not a DINO + D3Q with denoising queries, which the switches are for")
+        raise UsageError(f"{path}: not a DINO + D3Q with denoising queries, which the switches are for")
     print("\n".join(switch_rows(config, checkpoint)), flush=True)
     print("\n".join(padding_rows(config, checkpoint, path)))
 

@@ -354,10 +354,16 @@ def other_classes(*settings: str) -> Callable[[Bench], list[str]]:
     return make
 
 
-def other_world(bench: Bench) -> list[str]:
+def other_world(bench: Bench, **place: int) -> list[str]:
     states = load_checkpoint(bench.trained).random_states
-    path = bench.with_checkpoint(random_states=states * 2, epoch=0)
+    path = bench.with_checkpoint(random_states=states * 2, epoch=0, **place)
     return ["--resume", str(path), "--set", f"runtime.output_dir={bench.folder / 'run'}"]
+
+
+def other_training_data(bench: Bench, *options: str) -> list[str]:
+    path = bench.with_checkpoint(epoch=0)
+    bench.set(area=5)
+    return [*bench.run("optim.epochs=1"), "--resume", str(path), *options]
 
 
 def other_data(bench: Bench) -> list[str]:

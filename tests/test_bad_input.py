@@ -8,7 +8,7 @@ import torch
 from tiny_run import write_experiment
 
 import main
-from engine import runs
+from engine.assembly import runs
 from engine.checkpoint import load_checkpoint
 
 

@@ -122,7 +122,7 @@ def test_unreachable_coverage(experiment: Path, tmp_path: Path, capsys: pytest.C
     blind = [f"runtime.output_dir={tmp_path}", "model.d3q.initial_density=1e-4", "optim.lr=1e-12", "optim.epochs=1"]
     assert main.main(["--config", str(experiment), "--set", *blind]) == 0
     out = tmp_path / "calibrated_queries.yaml"
-    assert calibrate_queries.main(["--resume", str(tmp_path / "last.pth"), "--coverage", "1"]) == 6
+    assert calibrate_queries.main(["--resume", str(tmp_path / "last.pth"), "--coverage", "1"]) == 7
     message = capsys.readouterr().err
     assert message.startswith("error: coverage 1 cannot be reached; the best is ")
     assert "an estimate of 0" in message
@@ -138,7 +138,7 @@ def test_fewer_tokens_than_objects(experiment: Path, tmp_path: Path, capsys: pyt
         calibrate_queries.main(
             ["--resume", str(checkpoint(experiment)), "--out", str(out), *small, f"data.root={data}"]
         )
-        == 6
+        == 7
     )
     assert "fewer tokens" in capsys.readouterr().err
     assert not out.exists()

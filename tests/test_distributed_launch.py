@@ -17,7 +17,7 @@ from tiny_run import killed_once, write_experiment
 
 import main
 from configs.loader import load_config
-from engine import runs
+from engine.assembly import start as begin
 from engine.checkpoint import load_checkpoint
 from engine.distributed import (
     SHARED_STORE,
@@ -154,10 +154,10 @@ def failed_download(experiment: str, processes: Processes) -> list[object]:
         calls.append("download")
         raise WeightsError("cannot fetch")
 
-    runs.load_backbone_weights = download
+    begin.load_backbone_weights = download
     config = load_config(Path(experiment), ["model.backbone.weights=IMAGENET1K_V1", "model.d3q.initial_density=0.1"])
     with pytest.raises(WeightsError) as raised:
-        runs.load_initial_weights(SimpleNamespace(backbone=None), config, processes)  # type: ignore[arg-type]
+        begin.load_initial_weights(SimpleNamespace(backbone=None), config, processes)  # type: ignore[arg-type]
     return [*calls, str(raised.value)]
 
 

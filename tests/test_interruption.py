@@ -13,7 +13,8 @@ import torch
 from tiny_run import write_experiment
 
 import main
-from engine import runs
+from engine.assembly import runs
+from engine.assembly import start as begin
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.interruption import StopRequest
 
@@ -147,13 +148,13 @@ def test_a_signal_during_the_evaluation_ends_it(
 def test_a_signal_before_the_training_ends_the_run_at_once(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build = runs.build_dataset
+    build = begin.build_dataset
 
     def signalled(*given: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return build(*given, **options)
 
-    monkeypatch.setattr(runs, "build_dataset", signalled)
+    monkeypatch.setattr(begin, "build_dataset", signalled)
     assert main.main(arguments(experiment, tmp_path / "run")) == 75
     assert "stopped by SIGTERM outside the training" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -248,7 +249,7 @@ EVALUATION_HOOK = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import main
-from engine import runs
+from engine.assembly import runs
 batches = runs.evaluation_batches
 def signalled(*given):
     if os.environ["RANK"] == "1":

@@ -79,7 +79,7 @@ def test_stopping_and_resuming_gives_bit_identical_weights(
 def test_training_says_beforehand_whether_the_memory_suffices(
     experiment: Path, tmp_path: Path, free: int, enough: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.runs.available_bytes", lambda: free)
+    monkeypatch.setattr("engine.assembly.start.available_bytes", lambda: free)
     run(experiment, tmp_path / "run", "optim.epochs=1")
     log = (tmp_path / "run" / "log.txt").read_text()
     before, _, _ = log.partition("epoch 1  step 1")

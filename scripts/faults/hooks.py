@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from engine import runs
+from engine.assembly import runs
 
 Act = Callable[[], object]
 

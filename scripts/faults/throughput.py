@@ -22,7 +22,7 @@ from torch import nn
 import main
 from datasets.build import build_dataset, build_train_loader
 from datasets.scenes import CountDistribution
-from engine import runs
+from engine.assembly import runs, start
 from engine.checkpoint import load_checkpoint
 from engine.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from engine.trainer import Trainer
@@ -99,7 +99,7 @@ def run_bare(settings: list[str], folder: Path) -> None:
     config = runs.resolve_config(settings, file=CONFIG, resume=None, checkpoint=None)
     torch.manual_seed(config.runtime.seed)
     dataset = build_dataset(config.data, training=True, seed=config.runtime.seed)
-    config = runs.resolve_initial_density(config, dataset)
+    config = start.resolve_initial_density(config, dataset)
     detector = build_detector(config).train()
     criterion = build_criterion(config)
     optimizer = build_optimizer(detector, config.optim)

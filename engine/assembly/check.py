@@ -11,19 +11,13 @@ from datasets.build import build_dataset, check_classes, check_images, densest_b
 from datasets.coco import CocoDetection
 from datasets.findings import Findings
 from datasets.structures import Batch, DataError
+from engine.assembly.exit_codes import EXIT_CODES, UsageError
+from engine.assembly.start import compare_data, load_initial_weights, refuse_used, resolve_initial_density
 from engine.checkpoint import CheckpointError, load_weights
 from engine.distributed import Processes
 from engine.optim import build_optimizer
 from engine.preflight import Part, Preflight, TrialError, try_step
 from engine.run_folder import Resumption, RunFolderError, lacking_space
-from engine.runs import (
-    EXIT_CODES,
-    UsageError,
-    compare_data,
-    load_initial_weights,
-    refuse_used,
-    resolve_initial_density,
-)
 from engine.trainer import checkpoint_bytes
 from models.build import build_criterion, build_detector
 

@@ -1,0 +1,184 @@
+"""What a run starts from: an earlier run, its data, its weights, room in memory."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.compare import harmful_differences
+from configs.loader import parse_config
+from configs.schema import Config
+from datasets.build import build_dataset, check_classes, check_query_limit, compare_splits, densest_shapes, mean_density
+from datasets.coco import CocoDetection
+from datasets.findings import Findings
+from datasets.image_cache import available_bytes
+from datasets.structures import DataError
+from engine.assembly.exit_codes import UsageError
+from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
+from engine.distributed import Processes, any_process, gather_rows, processes_that_differ
+from engine.logger import RunLogger
+from engine.memory import FIRST_USE, describe_room
+from engine.run_folder import Resumption
+from engine.train import AUTOCAST_TYPES
+from engine.trainer import Trainer
+from models.backbone_weights import WeightsError, load_backbone_weights
+from models.build import build_detector, estimate_training_step, fill_input_statistics
+
+
+def find_last(config: Config) -> Path | None:
+    """last.pth of the run folder, which may be damaged or gone, where the folder holds a checkpoint of a run."""
+    folder = Path(str(config.runtime.output_dir))
+    return folder / "last.pth" if any(folder.glob("last*.pth")) else None
+
+
+def continue_config(config: Config, checkpoint: Checkpoint, path: Path, *, allow_change: bool) -> Config:
+    """The config with what the checkpoint's run took from its data.
+
+    Raises UsageError unless it makes the same training of it, or is allowed not to.
+    """
+    earlier = fill_input_statistics(parse_config(checkpoint.config, f"{path} (config)"))
+    ours, theirs = config.model.d3q, earlier.model.d3q
+    if ours is not None and theirs is not None and ours.initial_density is None:
+        d3q = replace(ours, initial_density=theirs.initial_density)
+        config = replace(config, model=replace(config.model, d3q=d3q))
+    if not allow_change and (differences := harmful_differences(config, earlier)):
+        raise UsageError(
+            f"{path} is of another config; undo the change, set another runtime.output_dir, or go on with it all the "
+            "same by --allow-config-change:\n" + "\n".join(differences)
+        )
+    return config
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises UsageError for a folder with checkpoints, which a new run would overwrite."""
+    if any(folder.glob("last*.pth")):
+        raise UsageError(
+            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
+            "runtime.output_dir, or remove it"
+        )
+
+
+def require_same_start(start: Resumption | None, processes: Processes) -> None:
+    """Raises CheckpointError unless all processes go on from the same step, or start afresh."""
+    place = (-1, -1, -1)
+    if start is not None:
+        place = (start.checkpoint.epoch, start.checkpoint.batch, start.checkpoint.step)
+    if len(gather_rows(torch.tensor([place]), processes).unique(dim=0)) > 1:
+        raise CheckpointError("the processes read different checkpoints: give all of them the same file")
+
+
+def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, CocoDetection]:
+    """The training and the validation split. Raises DataError."""
+    training_set, validation_set = (
+        build_dataset(
+            config.data, training=training, seed=config.runtime.seed, processes_here=processes.world_size_here
+        )
+        for training in (True, False)
+    )
+    for dataset in (training_set, validation_set):
+        check_classes(dataset, config.model.num_classes)
+        check_same_data(dataset, processes)
+    return training_set, validation_set
+
+
+def require_same_data(start: Resumption, training_set: CocoDetection) -> None:
+    """Raises CheckpointError unless the run that goes on had these training data."""
+    if start.checkpoint.data not in ("", training_set.fingerprint()):
+        raise CheckpointError(
+            f"{start.path} is of a run on other training data than {training_set.table.path} holds now; undo the "
+            "change, start a new run with init_from, or go on all the same by --allow-config-change"
+        )
+
+
+def check_same_data(dataset: CocoDetection, processes: Processes) -> None:
+    """Raises DataError unless all processes read the same annotations."""
+    if different := processes_that_differ(dataset.fingerprint(), processes):
+        raise DataError(
+            f"{dataset.table.path}: {', '.join(map(processes.name, different))}: other annotations than "
+            f"{processes.name(0)} has; give all machines the same data set"
+        )
+
+
+def compare_data(config: Config, training_set: CocoDetection, validation_set: CocoDetection) -> Findings:
+    """What is wrong with two splits that are each sound."""
+    findings = Findings()
+    compare_splits(training_set, validation_set, findings)
+    d3q = config.model.d3q
+    limit = config.model.num_queries if d3q is None else d3q.max_queries or config.model.num_queries
+    check_query_limit(training_set, limit, findings)
+    return findings
+
+
+def resolve_initial_density(config: Config, training_set: CocoDetection) -> Config:
+    """For fresh weights: the density map starts at the mean density of the training set unless a number is given."""
+    d3q = config.model.d3q
+    if d3q is None or d3q.initial_density is not None:
+        return config
+    density = mean_density(training_set, config.data, stride=config.model.backbone.out_strides[0])
+    return replace(config, model=replace(config.model, d3q=replace(d3q, initial_density=density)))
+
+
+def starting_detector(config: Config, start: Resumption | None, processes: Processes) -> tuple[nn.Module, str]:
+    """The detector on its device, and where its weights come from."""
+    detector = build_detector(config)
+    if start is None:
+        origin = load_initial_weights(detector, config, processes)
+    else:
+        load_weights(detector, start.checkpoint.model, source="--resume")
+        origin = f"the checkpoint of epoch {start.checkpoint.epoch}"
+    return detector.to(processes.device), origin
+
+
+def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:
+    """Weights of init_from, or of the backbone; says where they came from."""
+    start = "" if config.model.d3q is None else f"; density {config.model.d3q.initial_density:g} objects per cell"
+    if config.init_from is not None:
+        state = load_checkpoint(Path(config.init_from)).best_weights
+        kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
+        start = start if any(name.startswith("query_budget.") for name in kept) else ""
+        return f"{config.init_from}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"
+    backbone = config.model.backbone
+    if backbone.weights is None:
+        return f"random weights{start}"
+    source, problem = "", None
+    for first_here in (True, False):  # the first process of a machine downloads, the others find the file
+        if (processes.rank_here == 0) == first_here:
+            try:
+                source = load_backbone_weights(detector.backbone, name=backbone.name, weights=backbone.weights)  # type: ignore[arg-type]
+            except WeightsError as error:
+                problem = error
+        if any_process(problem is not None, processes):
+            raise problem or WeightsError("another process has no weights for the backbone; see its message")
+    return f"backbone {source}{start}"
+
+
+def begin(trainer: Trainer, start: Resumption | None) -> None:
+    """Go on where the checkpoint was taken, or afresh."""
+    if start is None:
+        trainer.logger.rewind(-1)  # of a run that ended before its first checkpoint
+        return
+    if start.warning is not None:
+        trainer.logger.say(start.warning)
+    trainer.restore(start.checkpoint)
+
+
+def announce_memory(config: Config, training_set: CocoDetection, processes: Processes, logger: RunLogger) -> None:
+    """What a step on the densest images will need, before the first one; a warning where there is less."""
+    device = processes.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if free is None:
+        return
+    size, objects = densest_shapes(training_set, config.data)
+    memory = estimate_training_step(
+        config,
+        size=size,
+        objects=objects,
+        device_type=device.type,
+        autocast=AUTOCAST_TYPES.get(config.runtime.amp),
+    )
+    needed = memory.peak - memory.weights + (memory.trained if processes.world_size > 1 else 0)  # reduction buffers
+    if device.type == "cpu":
+        free, needed = free // processes.world_size_here, needed + FIRST_USE
+    batch = f"the densest {len(objects)} image(s) ({size[1]}x{size[0]} px, up to {max(objects)} objects)"
+    logger.say(describe_room(needed=needed, free=free, batch=batch))
