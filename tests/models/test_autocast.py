@@ -12,9 +12,10 @@ from shrunken import SIDE, SYSTEMS, random_images, random_target, small_config, 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.structures import Batch
-from engine.logger import RunLogger
+from engine.distributed import Processes
+from engine.meter import Meter
 from engine.optim import build_optimizer
-from engine.train import train_one_epoch
+from engine.train import Progress, train_one_epoch
 from models.build import build_criterion
 
 EXACT = {
@@ -63,21 +64,23 @@ def test_float16_trains_under_a_gradient_scaler(name: str) -> None:
     images, mask = random_images([(SIDE, SIDE)] * 2)
     batch = Batch(images, mask, [random_target(6), random_target(0)])
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    steps = train_one_epoch(
+    progress, warnings = Progress(), list[str]()
+    train_one_epoch(
         detector,
         build_criterion(config),
         [batch] * 3,
         build_optimizer(detector, config.optim),
         scaler,
         config=config.optim,
-        epoch=0,
-        step=0,
-        device=torch.device("cpu"),
+        progress=progress,
+        num_batches=3,
+        processes=Processes(0, 1, torch.device("cpu")),
         amp="fp16",
-        logger=RunLogger.__new__(RunLogger),  # nothing is reported before step `log_every`
-        log_every=10,
+        meter=Meter(),
+        warn=warnings.append,
+        after_step=lambda: False,
     )
-    assert steps == 3
+    assert (progress.step, progress.skipped, warnings) == (3, 0, [])
     assert scaler.get_scale() == 2.0**10  # no overflow: no step was skipped
     assert all(bool(parameter.isfinite().all()) for parameter in detector.parameters())
     unchanged = [key for key, p in detector.named_parameters() if p.requires_grad and torch.equal(before[key], p)]
