@@ -19,10 +19,9 @@ from models.boxes import (
 from models.structures import BoxDistance, Target
 
 FOCAL_EPS = 1e-12
-BLOCK_ELEMENTS = {"cpu": 30_000, "cuda": 2**24}
+BLOCK_ELEMENTS = {"cpu": 240_000, "cuda": 2**24}
 """Costs computed at once, per device type; about ten tensors of so many float32 exist for a moment, on CPUs in every
-thread. There a block fits the cache and is too small for torch to share it among threads, which the blocks are instead;
-on GPUs the number of kernels stays small."""
+thread. There, larger blocks leave the cache, and smaller ones are slower by what every operation costs by itself."""
 GROUP = 8
 """Objects near one another that share the bounds of their costs: more loosen them"""
 CANDIDATES = 16
