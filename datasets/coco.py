@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 f"set data.cache_images: none"
             ) from None
 
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of the images' ids, names and sizes and of all their objects, equal for the same data."""
         table = self.table

@@ -125,7 +125,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
             ),
             config=config,
             categories=training_set.categories,
-            data=training_set.fingerprint(),
+            data=training_set.fingerprint,
             processes=processes,
             logger=logger,
             run_folder=run_folder,

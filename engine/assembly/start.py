@@ -84,7 +84,7 @@ def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, Coco
 
 def require_same_data(start: Resumption, training_set: CocoDetection) -> None:
     """Raises CheckpointError unless the run that goes on had these training data."""
-    if start.checkpoint.data not in ("", training_set.fingerprint()):
+    if start.checkpoint.data not in ("", training_set.fingerprint):
         raise CheckpointError(
             f"{start.path} is of a run on other training data than {training_set.table.path} holds now; undo the "
             "change, start a new run with init_from, or go on all the same by --allow-config-change"
@@ -93,7 +93,7 @@ def require_same_data(start: Resumption, training_set: CocoDetection) -> None:
 
 def check_same_data(dataset: CocoDetection, processes: Processes) -> None:
     """Raises DataError unless all processes read the same annotations."""
-    if different := processes_that_differ(dataset.fingerprint(), processes):
+    if different := processes_that_differ(dataset.fingerprint, processes):
         raise DataError(
             f"{dataset.table.path}: {', '.join(map(processes.name, different))}: other annotations than "
             f"{processes.name(0)} has; give all machines the same data set"

@@ -137,9 +137,9 @@ def test_files_are_found_in_subfolders(open_dataset: Open, document: dict[str, A
 
 
 def test_the_fingerprint_is_that_of_the_data(open_dataset: Open, document: dict[str, Any]) -> None:
-    first = open_dataset(document).fingerprint()
-    assert open_dataset(document).fingerprint() == first
+    first = open_dataset(document).fingerprint
+    assert open_dataset(document).fingerprint == first
     document["annotations"][0]["bbox"][2] += 0.001
-    changed = open_dataset(document).fingerprint()
+    changed = open_dataset(document).fingerprint
     document["categories"][0]["name"] = "boat"
-    assert len({first, changed, open_dataset(document).fingerprint()}) == 3
+    assert len({first, changed, open_dataset(document).fingerprint}) == 3
