@@ -114,7 +114,7 @@ def _check_each(
 def _name_fault(name: Any) -> str | None:
     if not isinstance(name, str) or not name or "\0" in name:
         return f"file_name {shorten(name)} is not a file name; write a relative path"
-    if os.path.isabs(name) or Path(os.path.normpath(name)).parts[:1] == ("..",):
+    if os.path.isabs(name) or (".." in name and Path(os.path.normpath(name)).parts[:1] == ("..",)):
         return (
             f"file_name {shorten(name)} leads out of the images folder; write it relative to that folder, and move "
             "the folder by data.root"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from datasets.annotation_columns import (
+    NUMBERS,
     ColumnsBuilder,
     Known,
     ObjectColumns,
+    numbers_to_columns,
     shorten,
     sound_columns,
     to_columns,
@@ -21,9 +22,10 @@ from datasets.annotation_columns import (
 from datasets.annotation_entries import Categories, Images, read_categories, read_images
 from datasets.annotation_ids import AnnotationIds
 from datasets.findings import Findings
-from datasets.json_blocks import InvalidJSONError, read_object
+from datasets.json_blocks import Consumer, InvalidJSONError, Shortcut, read_object
 from datasets.packed_strings import PackedStrings
 from datasets.structures import DataError
+from datasets.uniform_entries import read_uniform
 
 BadAnnotationPolicy = Literal["error", "skip"]
 
@@ -80,7 +82,7 @@ def read_annotations(
     """
     found = Findings() if findings is None else findings
     collected = _Collector(keep_zero_area=keep_zero_area)
-    document = _load_json(path, {"annotations": collected.add})
+    document = _load_json(path, collected.add, collected.take_text)
     categories = read_categories(document["categories"], path, found)
     images = read_images(document["images"], path, found)
     del document
@@ -135,10 +137,21 @@ class _Collector:
         else:
             self.builder.add(columns)
 
+    def take_text(self, text: str) -> bool:
+        """Entries as they are written, where that is so uniform that nobody need look at each of them."""
+        numbers = read_uniform(text, NUMBERS) if self.plain else None
+        columns = numbers_to_columns(numbers, keep_zero_area=self.keep_zero_area) if numbers else None
+        if not numbers or columns is None:
+            return False
+        self.ids.add_numbers(numbers, len(columns.boxes))
+        self.builder.add(columns)
+        return True
 
-def _load_json(path: Path, consumers: Mapping[str, Callable[[list[Any]], None]]) -> dict[str, Any]:
+
+def _load_json(path: Path, consumer: Consumer, shortcut: Shortcut | None = None) -> dict[str, Any]:
+    """All but the annotations, which go to the consumer, unless the shortcut takes them."""
     try:
-        document = read_object(path, consumers)
+        document = read_object(path, {"annotations": consumer}, {"annotations": shortcut} if shortcut else {})
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file; make or fetch the data set, or set data.root") from None
     except InvalidJSONError as error:
@@ -181,7 +194,7 @@ def _read_objects(
         whole = np.isin(sound.image_ids, images.ids) & np.isin(sound.category_ids, categories.ids)
         builder.add(sound if whole.all() else sound.select(whole))
 
-    _load_json(path, {"annotations": check})
+    _load_json(path, check)
     return builder.finish()
 
 

@@ -150,9 +150,10 @@ def _killed(loader: ImageLoader, text: str) -> str:
     rows = loader.dataset.board.rows()
     images = [loader.dataset.name(index) for process, index, _ in rows if process in processes and index >= 0]
     free = f" (/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e6:.0f} MB free)" if os.path.isdir("/dev/shm") else ""
+    end = text.splitlines()[0].strip().rstrip(".")
     return (
-        f"{text.splitlines()[0].strip()} It was at {'; '.join(images) or 'no image that is known'}. Memory or shared "
-        f"memory{free} may have run out: lower data.num_workers, or give the job more (docker run --shm-size)"
+        f"{end}. It was at {'; '.join(images) or 'no image that is known'}. Memory or shared memory{free} may "
+        "have run out: lower data.num_workers, or give the job more (docker run --shm-size)"
     )
 
 
