@@ -100,7 +100,7 @@ class Bench:
     def predict(self, budget: DensityBudget | OracleBudget) -> GatheredPredictions:
         """One pass over the images with this budget."""
         self.detector.query_budget = budget
-        batches = runs.evaluation_batches(self.config, self.dataset, self.processes)
+        batches = runs.under_progress(runs.evaluation_loader(self.config, self.dataset, self.processes), self.processes)
         if isinstance(budget, OracleBudget):
             batches = budget.announced(batches)
         postprocess, device = build_postprocess(self.config), self.processes.device

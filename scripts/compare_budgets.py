@@ -129,7 +129,7 @@ def measure(paths: dict[str, Path]) -> dict[str, Measured]:
         config = runs.resolve_config(settings, file=None, resume=path, checkpoint=checkpoint)
         processes = runs.start_runtime(config)
         dataset, detector = runs.build_trained(config, checkpoint, path, processes)
-        batches = runs.evaluation_batches(config, dataset, processes)
+        batches = runs.under_progress(runs.evaluation_loader(config, dataset, processes), processes)
         streams.append(
             predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none")
         )

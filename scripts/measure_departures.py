@@ -148,7 +148,7 @@ def padding_rows(config: Config, checkpoint: Checkpoint, path: Path) -> Iterator
 def evaluate_padded(config: Config, checkpoint: Checkpoint, path: Path, factor: float) -> Evaluation:
     processes = runs.start_runtime(config)
     dataset, detector = runs.build_trained(config, checkpoint, path, processes)
-    batches = padded(runs.evaluation_batches(config, dataset, processes), factor)
+    batches = padded(runs.under_progress(runs.evaluation_loader(config, dataset, processes), processes), factor)
     return evaluate_detector(
         predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none"),
         [dataset.ground_truth(i) for i in range(len(dataset))],

@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ import torch
 from PIL import Image
 
 from datasets import coco
+from datasets.coco import CocoDetection
+from engine.assembly import runs
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from models.postprocess import PostProcess
 from models.structures import Detections
@@ -30,8 +36,8 @@ class Bench:
     config: Path
     trained: Path
     patch: pytest.MonkeyPatch
-    holder: subprocess.Popen[str] | None = None
-    """Ended by the test"""
+    held: ExitStack = field(default_factory=ExitStack)
+    """Closed by the test"""
 
     @property
     def folder(self) -> Path:
@@ -226,7 +232,7 @@ def raw(content: bytes) -> Callable[[Bench], list[str]]:
     return make
 
 
-def field(*settings: str, section: str = "annotations", number: int = 1, **fields: Any) -> Callable[[Bench], list[str]]:
+def entry(*settings: str, section: str = "annotations", number: int = 1, **fields: Any) -> Callable[[Bench], list[str]]:
     """One entry with other fields; `settings` follow a check, without any it is a training that meets it."""
 
     def make(bench: Bench) -> list[str]:
@@ -409,11 +415,51 @@ time.sleep(60)
 def held_folder(bench: Bench) -> list[str]:
     (bench.folder / "run").mkdir()
     command = [sys.executable, "-c", HOLD, str(bench.folder / "run" / "run.lock")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    holder = bench.held.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    bench.held.callback(holder.kill)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
-    bench.holder = holder
     return bench.run()
+
+
+def held_port(bench: Bench) -> list[str]:
+    server = bench.held.enter_context(socket.create_server(("localhost", 0)))
+    group = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    for name, value in {**group, "MASTER_PORT": server.getsockname()[1]}.items():
+        bench.patch.setenv(name, str(value))
+    return bench.run()
+
+
+def other_config(bench: Bench) -> list[str]:
+    dump = runs.dump_config
+    bench.patch.setattr(runs, "dump_config", lambda config: dump(config) + os.environ["RANK"])
+    return bench.run()
+
+
+def kill_worker(bench: Bench, image: int) -> None:
+    """At this image."""
+    read = CocoDetection.__getitem__
+
+    def killed(dataset: CocoDetection, key: Any) -> Any:
+        if torch.utils.data.get_worker_info() is not None and key.index == image:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(dataset, key)
+
+    bench.patch.setattr(CocoDetection, "__getitem__", killed)
+
+
+def killed_worker(bench: Bench) -> list[str]:
+    kill_worker(bench, 1)
+    return bench.run("data.num_workers=1", "data.flip_prob=0")
+
+
+def killed_worker_in_evaluation(bench: Bench) -> list[str]:
+    """Noticed while the image before it is worked on."""
+    kill_worker(bench, 1)
+    bench.patch.setattr(PostProcess, "__call__", lambda *_: time.sleep(30))
+    settings = ["data.num_workers=1", "data.batch_size=1", f"data.root={bench.folder / 'data'}"]
+    return ["--eval", "--resume", str(bench.trained), "--set", *settings]
 
 
 def no_detections(bench: Bench) -> list[str]:

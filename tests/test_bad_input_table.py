@@ -1,19 +1,19 @@
 """The sixty rows of docs/reliability.md: each ends with its exit code and message, and never with a traceback."""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import bad_input_cases as made
 import pytest
-from bad_input_cases import Bench, arguments, boxes, changed, field, raw, text
+from bad_input_cases import Bench, arguments, boxes, changed, entry, raw, text
 from tiny_run import write_experiment
 
 import main
+from scripts.faults.launch import Run
 
-ELSEWHERE = {58: "processes that disagree", 59: "workers that are killed"}
-"""Rows that need several processes"""
 SKIP = "data.on_bad_annotation=skip"
 CORNERS = [[20 + k, 15 + k, 44, 36] for k in range(6)]
 NORMAL = [[0.1, 0.2, 0.3, 0.1 + k / 100] for k in range(5)]
@@ -27,6 +27,8 @@ class Case:
     make: Callable[[Bench], list[str]]
     code: int
     pattern: str
+    processes: int = 0
+    """That run it; 0: the process of the test"""
 
 
 TABLE = [
@@ -64,28 +66,28 @@ TABLE = [
     Case(16, "a number of 10,000 digits", raw(b'{"images": [' + b"1" * 10_000 + b"]}"), 3, "cannot be read as JSON"),
     Case(17, "a list", raw(b"[1]"), 3, "not a COCO detection file.*found a list"),
     Case(17, "other keys", raw(b'{"shapes": []}'), 3, r"no list 'images', found \['shapes'\]"),
-    Case(18, "image id twice", field(section="images", id=10), 3, r"images\[1\] \(id 10\).*unique"),
-    Case(19, "annotation id twice", field(id=1), 3, r"annotations\[1\] \(id 1\): is also the id of annotations\[0\]"),
-    Case(19, "annotation id twice, skip", field(SKIP, id=1), 0, "repeated_id: 1"),
-    Case(20, "annotation id 0", field("data.flip_prob=0", id=0), 0, "mended in memory: 1\n  id_zero: 1"),
-    Case(21, "unknown image", field(image_id=99), 3, r"annotations\[1\] \(id 2\): image_id 99 is no id in images"),
-    Case(21, "unknown image, skip", field(SKIP, image_id=99), 0, "left out: 1\n  unknown_image: 1"),
-    Case(22, "unknown category", field(category_id=7), 3, r"category_id 7 is none of \[1, 2\]; add"),
-    Case(22, "unknown category, skip", field(SKIP, category_id=7), 0, "left out: 1\n  unknown_category: 1"),
-    Case(23, "category id as text", field("data.flip_prob=0", category_id="1"), 0, "category_id: 1\n.*'1' read as"),
-    Case(23, "category name as id", field(category_id="square"), 3, "category_id 'square' is none of"),
-    Case(24, "NaN", field(bbox=[1, 2, float("nan"), 4]), 3, r"bbox \[1, 2, nan, 4\] holds NaN"),
-    Case(24, "infinite, skip", field(SKIP, bbox=[1, 2, float("inf"), 4]), 0, "left out: 1\n  not_finite: 1"),
-    Case(25, "negative size", field(bbox=[9, 9, -3, 4]), 3, "negative width or height .*not two corners"),
+    Case(18, "image id twice", entry(section="images", id=10), 3, r"images\[1\] \(id 10\).*unique"),
+    Case(19, "annotation id twice", entry(id=1), 3, r"annotations\[1\] \(id 1\): is also the id of annotations\[0\]"),
+    Case(19, "annotation id twice, skip", entry(SKIP, id=1), 0, "repeated_id: 1"),
+    Case(20, "annotation id 0", entry("data.flip_prob=0", id=0), 0, "mended in memory: 1\n  id_zero: 1"),
+    Case(21, "unknown image", entry(image_id=99), 3, r"annotations\[1\] \(id 2\): image_id 99 is no id in images"),
+    Case(21, "unknown image, skip", entry(SKIP, image_id=99), 0, "left out: 1\n  unknown_image: 1"),
+    Case(22, "unknown category", entry(category_id=7), 3, r"category_id 7 is none of \[1, 2\]; add"),
+    Case(22, "unknown category, skip", entry(SKIP, category_id=7), 0, "left out: 1\n  unknown_category: 1"),
+    Case(23, "category id as text", entry("data.flip_prob=0", category_id="1"), 0, "category_id: 1\n.*'1' read as"),
+    Case(23, "category name as id", entry(category_id="square"), 3, "category_id 'square' is none of"),
+    Case(24, "NaN", entry(bbox=[1, 2, float("nan"), 4]), 3, r"bbox \[1, 2, nan, 4\] holds NaN"),
+    Case(24, "infinite, skip", entry(SKIP, bbox=[1, 2, float("inf"), 4]), 0, "left out: 1\n  not_finite: 1"),
+    Case(25, "negative size", entry(bbox=[9, 9, -3, 4]), 3, "negative width or height .*not two corners"),
     Case(25, "corners", boxes(CORNERS), 3, "6 of 6 boxes leave their image.*x1, y1, x2, y2 written as"),
-    Case(26, "zero area", field(bbox=[9, 9, 0, 4]), 3, "zero area; fix it.*data.on_bad_annotation: skip"),
-    Case(26, "zero area, skip", field(SKIP, bbox=[9, 9, 0, 4]), 0, "left out: 1\n  zero_area: 1"),
-    Case(27, "partly outside", field("data.flip_prob=0", bbox=[40, 30, 20, 20]), 0, "mended: {'clipped_box': 1}"),
-    Case(28, "outside", field("data.flip_prob=0", bbox=[60, 60, 5, 5]), 0, "left out: {'outside_image': 1}"),
-    Case(29, "text as numbers", field(bbox=["1", 2, 3, 4]), 3, "holds a value that is no number"),
-    Case(30, "three numbers", field(bbox=[1, 2, 3]), 3, r"bbox \[1, 2, 3\] is not \[x, y, width, height\]"),
+    Case(26, "zero area", entry(bbox=[9, 9, 0, 4]), 3, "zero area; fix it.*data.on_bad_annotation: skip"),
+    Case(26, "zero area, skip", entry(SKIP, bbox=[9, 9, 0, 4]), 0, "left out: 1\n  zero_area: 1"),
+    Case(27, "partly outside", entry("data.flip_prob=0", bbox=[40, 30, 20, 20]), 0, "mended: {'clipped_box': 1}"),
+    Case(28, "outside", entry("data.flip_prob=0", bbox=[60, 60, 5, 5]), 0, "left out: {'outside_image': 1}"),
+    Case(29, "text as numbers", entry(bbox=["1", 2, 3, 4]), 3, "holds a value that is no number"),
+    Case(30, "three numbers", entry(bbox=[1, 2, 3]), 3, r"bbox \[1, 2, 3\] is not \[x, y, width, height\]"),
     Case(31, "no area, iscrowd, id", changed(made.without_fields), 0, "no_id: 8(.|\n)*no_area: 8(.|\n)*no_iscrowd: 8"),
-    Case(32, "crowd", field("data.flip_prob=0", iscrowd=1), 0, "left out: {'crowd': 1}"),
+    Case(32, "crowd", entry("data.flip_prob=0", iscrowd=1), 0, "left out: {'crowd': 1}"),
     Case(33, "normalised boxes", boxes(NORMAL), 3, "no bbox value is above 1.*normalised boxes. Multiply"),
     Case(34, "repeated object", boxes([[5, 5, 6, 6]] * 3), 0, "repeated_object: 2\n.*2 objects repeat another"),
     Case(35, "sparse category ids", made.sparse_everywhere, 0, "square"),
@@ -159,6 +161,22 @@ TABLE = [
     Case(56, "disk full, check", made.full_disk_check, 2, "checkpoints of .* MB need .* but 0 MB are free; make room"),
     Case(56, "no folder", made.no_folder, 2, "run: not writable"),
     Case(57, "held folder", made.held_folder, 2, "run is in use by another run; wait until it ends"),
+    Case(58, "port in use", made.held_port, 2, r"port \d+ cannot be had .*address already in use"),
+    Case(58, "processes with other configs", made.other_config, 2, "process 1 on .*: another config than process 0", 2),
+    Case(
+        59,
+        "killed worker",
+        made.killed_worker,
+        3,
+        r"DataLoader worker .*\. It was at image id 11, .*1\.png\. .*shm-size",
+    ),
+    Case(
+        59,
+        "the same in evaluation",
+        made.killed_worker_in_evaluation,
+        3,
+        r"DataLoader worker .*\. It was at image id 11, ",
+    ),
     Case(60, "no detections", made.no_detections, 0, r"average precision, %\s+0\.0"),
     # Beyond the rows: what may not leave its place.
     Case(0, "file_name leads out", made.leaving_name, 3, "file_name '../../secret.png' leads out of the images folder"),
@@ -188,16 +206,17 @@ def test_row(
 ) -> None:
     bench = Bench(write_experiment(tmp_path, train=[5, 0, 3], val=[2, 1]), trained, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    given = case.make(bench)
-    capsys.readouterr()
-    try:
-        code = main.main(given)
-    finally:
-        if bench.holder is not None:
-            bench.holder.kill()
-            bench.holder.wait()
-    printed = "".join(capsys.readouterr())
-    assert code == case.code, printed
+    with bench.held:
+        given = case.make(bench)
+        capsys.readouterr()
+        if case.processes:
+            log = tmp_path / "log.txt"
+            codes = set(Run(given, log=log, ranks=case.processes, hook=print_to_files).wait())
+            printed = log.read_text()
+        else:
+            codes = {main.main(given)}
+            printed = "".join(capsys.readouterr())
+    assert codes == {case.code}, printed
     assert re.search(case.pattern, printed), printed
     assert "Traceback" not in printed
     assert not Path("executed.txt").exists()
@@ -205,5 +224,10 @@ def test_row(
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["check.jsonl"]
 
 
+def print_to_files() -> None:
+    """As a process does that was not forked from a test."""
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
 def test_every_row_has_a_case() -> None:
-    assert {case.row for case in TABLE} - {0} == set(range(1, 61)) - set(ELSEWHERE)
+    assert {case.row for case in TABLE} - {0} == set(range(1, 61))

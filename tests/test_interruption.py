@@ -250,12 +250,12 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 import main
 from engine.assembly import runs
-batches = runs.evaluation_batches
+loader = runs.evaluation_loader
 def signalled(*given):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
-    return batches(*given)
-runs.evaluation_batches = signalled
+    return loader(*given)
+runs.evaluation_loader = signalled
 code = main.main()
 open(os.path.join({folder!r}, "code" + os.environ["RANK"]), "w").write(str(code))
 sys.exit(code)

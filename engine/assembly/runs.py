@@ -11,7 +11,7 @@ from configs.loader import dump_config, load_config, parse_config
 from configs.schema import Config
 from datasets.build import build_dataset, build_eval_loader, build_train_loader, check_trained_classes
 from datasets.coco import CocoDetection
-from datasets.loading import worker_failures_named
+from datasets.loading import ImageLoader, worker_failures_named
 from datasets.structures import Batch
 from engine.acceleration import accelerate
 from engine.assembly.exit_codes import EXIT_CODES
@@ -171,15 +171,19 @@ def build_trained(
     return dataset, detector
 
 
-def evaluation_batches(config: Config, dataset: CocoDetection, processes: Processes) -> Iterable[Batch]:
-    """This process's share of the images, under a progress bar."""
-    loader = build_eval_loader(
+def evaluation_loader(config: Config, dataset: CocoDetection, processes: Processes) -> ImageLoader:
+    """This process's share of the images."""
+    return build_eval_loader(
         dataset,
         config.data,
         rank=processes.rank,
         world_size=processes.world_size,
         pin_memory=processes.device.type == "cuda",
     )
+
+
+def under_progress(loader: ImageLoader, processes: Processes) -> Iterable[Batch]:
+    """The batches, counted on the terminal of process 0."""
     return progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
 
 
@@ -195,17 +199,20 @@ def evaluate(
     watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> float:
     """Evaluate on all processes and show the result; returns the mean AP. `watch` may end it between batches."""
-    batches = watch(evaluation_batches(config, dataset, processes))
+    loader = evaluation_loader(config, dataset, processes)
+    batches = watch(under_progress(loader, processes))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
     shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
-    evaluation = evaluate_detector(
-        predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp=config.runtime.amp),
-        objects,
-        num_classes=config.model.num_classes,
-        protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
-        processes=processes,
-        picture_ids=frozenset(objects[i].image_id for i in shown),
-    )
+    postprocess, device = build_postprocess(config), processes.device
+    with worker_failures_named(loader):
+        evaluation = evaluate_detector(
+            predict_batches(detector, postprocess, batches, device=device, amp=config.runtime.amp),
+            objects,
+            num_classes=config.model.num_classes,
+            protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
+            processes=processes,
+            picture_ids=frozenset(objects[i].image_id for i in shown),
+        )
     if processes.is_main:
         show_evaluation(
             evaluation,
