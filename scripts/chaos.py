@@ -22,6 +22,7 @@ import torch.utils.tensorboard  # here, for all the processes that are forked fr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.memory import tune_allocation
 from scripts.benchmarks.harness import Table, machine
 from scripts.faults import damage, disk, kill, restart, resume, sigterm, throughput
 from scripts.faults.finding import Finding
@@ -40,6 +41,7 @@ EXPERIMENTS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    tune_allocation()  # torch asks once how to allocate: what is forked later cannot choose any more
     options = parse(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # before any process is forked
@@ -66,7 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--signals", type=int, default=10, help="SIGTERM, to a run and to torchrun each")
     parser.add_argument("--restarts", type=int, default=5, help="kills under torchrun on one machine and on two each")
     parser.add_argument("--turns", type=int, default=10, help="of the throughput experiment")
-    parser.add_argument("--steps", type=int, default=64, help="of each of its runs")
+    parser.add_argument("--steps", type=int, default=128, help="of each of its runs")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="for all runs")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)

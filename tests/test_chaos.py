@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,7 @@ from scripts import chaos
 from scripts.faults.finding import Finding
 from scripts.faults.throughput import interval
 from scripts.faults.toy import Toy, differences
+from scripts.faults.turns import Program, in_turns, side_by_side
 
 ROOT = Path(__file__).parents[1]
 RECORD = {"kind": "train", "step": 1, "loss": 0.5, "images_per_second": 3.0}
@@ -106,3 +110,27 @@ def test_some_kills_and_damaged_files(tmp_path: Path) -> None:
         ("damage", 1),
     ]
     assert findings[0]["figures"]["unreadable checkpoints"] == 0
+
+
+def burn(seconds: float, lane: Connection) -> None:
+    def work() -> None:
+        start = time.process_time()
+        while time.process_time() < start + seconds:
+            pass
+
+    in_turns(work, lane)
+
+
+def test_programs_that_take_turns_are_clocked_each_for_itself() -> None:
+    """The second one has several turns, while the first one has ended."""
+    (_, first), (wall, second) = side_by_side([Program(partial(burn, seconds)) for seconds in (0.1, 1.2)])
+    assert first < 1.2 <= second
+    assert wall >= 1.2
+
+
+def test_a_program_that_fails_in_its_turn() -> None:
+    def fail(lane: Connection) -> None:
+        in_turns(lambda: os._exit(1), lane)
+
+    with pytest.raises(EOFError):
+        side_by_side([Program(fail)])

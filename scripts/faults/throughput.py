@@ -2,17 +2,17 @@
 
 Both train the demo's detector from the same weights on the same batches, and end at the same weights. The engine also
 logs, checks, watches for signals, and saves twice, at the end of the epoch and after its evaluation, which itself is
-left out; a real epoch has many more steps per save.
+left out; a real epoch has many more steps per save. The two take turns: while one goes on for a moment, the other one
+is stopped, so that what slows the machine slows them alike. Both allocate memory as main.py does.
 """
 
 import argparse
-import json
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,14 @@ from engine.optim import build_optimizer, learning_rate_factor, set_learning_rat
 from engine.trainer import Trainer
 from models.build import build_criterion, build_detector
 from scripts.faults.finding import Finding
-from scripts.faults.launch import FORK
 from scripts.faults.toy import CONFIG, Toy
+from scripts.faults.turns import Program, in_turns, side_by_side
 from scripts.make_scenes import make_data_set
 
 SIDE = 128
 """Of the images, px"""
 ENOUGH = 0.97
 """Median ratio that counts as next to nothing"""
-Clock = tuple[float, float]
-"""Wall and CPU seconds"""
 
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
@@ -50,19 +48,14 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     settings += ["runtime.log_every=10", *toy.settings]
     wall, cpu = [], []
     finding = Finding("throughput", f"engine against a bare loop, {options.steps} steps")
+    works = [run_engine, run_bare]
     for turn in range(options.turns):
-        found = {}
-        for work in (run_engine, run_bare) if turn % 2 else (run_bare, run_engine):
-            folder = toy.folder(work.__name__)
-            folder.mkdir()
-            process = FORK.Process(target=work, args=(settings, folder))
-            process.start()
-            process.join()
-            found[work] = json.loads((folder / "seconds.json").read_text())
-        wall.append(found[run_bare][0] / found[run_engine][0])
-        cpu.append(found[run_bare][1] / found[run_engine][1])
-        seconds = found[run_bare][0]
-    ends = [load_weights(toy.root / work.__name__) for work in (run_engine, run_bare)]
+        order = works if turn % 2 else works[::-1]
+        found = side_by_side([Program(work, settings, toy.folder(work.__name__)) for work in order])
+        engine, bare = found if turn % 2 else found[::-1]
+        wall.append(bare[0] / engine[0])
+        cpu.append(bare[1] / engine[1])
+    ends = [load_weights(toy.root / work.__name__) for work in works]
     same = ends[0].keys() == ends[1].keys() and all(
         torch.equal(value, ends[1][name]) for name, value in ends[0].items()
     )
@@ -73,7 +66,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
         low, high = interval(ratios, seed=options.seed)
         text = f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
         finding.figures[f"images per {name} second, ratio, median of {len(ratios)} runs, 95 % interval"] = text
-    finding.figures["step of the bare loop, s"] = round(seconds / options.steps, 3)
+    finding.figures["step of the bare loop, s"] = round(bare[0] / options.steps, 3)
     yield finding
 
 
@@ -84,9 +77,9 @@ def interval(values: list[float], *, seed: int, draws: int = 10_000) -> tuple[fl
     return medians[draws // 40], medians[-draws // 40]
 
 
-def run_engine(settings: list[str], folder: Path) -> None:
+def run_engine(settings: list[str], folder: Path, lane: Connection) -> None:
     def timed(trainer: Trainer) -> None:
-        write(folder, clock(lambda: fit(trainer)))
+        in_turns(lambda: fit(trainer), lane)
 
     fit: Callable[[Any], None] = Trainer.fit
     Trainer.fit = timed  # type: ignore[assignment,method-assign]
@@ -95,7 +88,7 @@ def run_engine(settings: list[str], folder: Path) -> None:
         assert main.main(["--config", str(CONFIG), "--set", *settings, f"runtime.output_dir={folder}"]) == 0
 
 
-def run_bare(settings: list[str], folder: Path) -> None:
+def run_bare(settings: list[str], folder: Path, lane: Connection) -> None:
     config = runs.resolve_config(settings, file=CONFIG, resume=None, checkpoint=None)
     torch.manual_seed(config.runtime.seed)
     dataset = build_dataset(config.data, training=True, seed=config.runtime.seed)
@@ -116,18 +109,9 @@ def run_bare(settings: list[str], folder: Path) -> None:
             nn.utils.clip_grad_norm_(detector.parameters(), config.optim.clip_grad_norm)
             optimizer.step()
 
-    write(folder, clock(train))
+    in_turns(train, lane)
+    folder.mkdir()
     torch.save(detector.state_dict(), folder / "bare.pth")
-
-
-def clock(work: Callable[[], object]) -> Clock:
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def write(folder: Path, seconds: Clock) -> None:
-    (folder / "seconds.json").write_text(json.dumps(seconds))
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
