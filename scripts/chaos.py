@@ -1,6 +1,6 @@
 """What runs come through: each experiment disturbs many small runs, and compares their ends with an undisturbed one's.
 
-    python scripts/chaos.py                       all of them, some ten minutes on two cores
+    python scripts/chaos.py                       all of them, an hour or more on two cores
     python scripts/chaos.py kill damage           some of them
     python scripts/chaos.py --json chaos.json     the figures as data too
     bash scripts/chaos.sh                         the slow tests before them
@@ -68,7 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--signals", type=int, default=10, help="SIGTERM, to a run and to torchrun each")
     parser.add_argument("--restarts", type=int, default=5, help="kills under torchrun on one machine and on two each")
     parser.add_argument("--turns", type=int, default=10, help="of the throughput experiment")
-    parser.add_argument("--steps", type=int, default=128, help="of each of its runs")
+    parser.add_argument("--steps", type=int, default=64, help="of each of its runs")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="for all runs")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)

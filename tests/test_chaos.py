@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -132,5 +133,8 @@ def test_a_program_that_fails_in_its_turn() -> None:
     def fail(lane: Connection) -> None:
         in_turns(lambda: os._exit(1), lane)
 
+    waiting = Program(partial(burn, 60.0))
     with pytest.raises(EOFError):
-        side_by_side([Program(fail)])
+        side_by_side([waiting, Program(fail)])
+    waiting._process.join(20)
+    assert waiting._process.exitcode == -signal.SIGKILL

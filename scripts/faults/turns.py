@@ -16,12 +16,16 @@ Clock = tuple[float, float]
 
 
 def side_by_side(programs: Sequence["Program"]) -> list[Clock]:
-    """What each needed, without the turns of the others; the first one begins."""
-    while working := [program for program in programs if program.cpu is None]:
-        for program in working:
-            program.take_turn()
-    for program in programs:
-        program.end()
+    """What each needed, without the turns of the others; the first one begins. Where one fails, all are ended."""
+    try:
+        while working := [program for program in programs if program.cpu is None]:
+            for program in working:
+                program.take_turn()
+        for program in programs:
+            program.end()
+    finally:
+        for program in programs:
+            program.kill()
     return [(program.wall, program.cpu or 0.0) for program in programs]
 
 
@@ -56,6 +60,10 @@ class Program:
         """Let it do what is not clocked."""
         self._go_on()
         self._process.join()
+
+    def kill(self) -> None:
+        """Without effect once it has ended."""
+        self._process.kill()
 
     def _go_on(self) -> None:
         if self._stopped:

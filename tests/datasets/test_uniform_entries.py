@@ -183,7 +183,6 @@ def test_a_file_is_the_same_either_way(
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document))
     taken: list[bool] = []
-
     take_text = annotations._Collector.take_text
 
     def counted(collector: Any, text: str) -> bool:
