@@ -1,8 +1,9 @@
 """Hungarian matching of predictions with objects: all layers and images of a step, with one wait for the device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def match(requests: Sequence[MatchRequest]) -> list[Matches]:
     run call it alike: they agree on whether a cost is not finite. Raises NonFiniteCostError, on all of them.
     """
     problems = [problem for request in requests for problem in request.problems()]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch and scipy's dense solver release the GIL
+    with _threads() as threads:
         asked = [problem.ask(threads) for problem in problems]
         state = _finiteness(problems, requests[0].logits.device)
         (host_state,), *answers = _fetch([[state], *asked])
@@ -107,6 +108,20 @@ def match(requests: Sequence[MatchRequest]) -> list[Matches]:
             waiting = [problem for problem in waiting if not problem.finish()]
             answers = _fetch([problem.ask(threads) for problem in waiting]) if waiting else []
     return [_collect(request, [problem for problem in problems if problem.request is request]) for request in requests]
+
+
+@contextmanager
+def _threads() -> Iterator[Executor]:
+    """As many threads as torch may use, each of which has it use one: torch and scipy's dense solver release the GIL.
+
+    The number is set for the thread that sets it and for those that do not exist yet, which get it back at the end.
+    """
+    count = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(count)
 
 
 class _Problem(ABC):

@@ -1,5 +1,7 @@
 """Matching: short lists against scipy on every cost; what counts as a match; costs that are not finite."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 import models.matcher
 from d3q import LogSizeL1
@@ -204,3 +207,31 @@ def test_all_processes_raise_together(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_raise_alike, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     assert "(images [70])" in (tmp_path / "0").read_text()
     assert "(images of another process)" in (tmp_path / "1").read_text()
+
+
+class Recording(LogSizeL1):
+    """Notes how many threads torch may use where the costs are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        self.threads.add(torch.get_num_threads())
+        return super().pairwise(pred, target)
+
+
+def test_threads_share_the_cores() -> None:
+    """Costs are computed in as many threads as torch may use, each with one; afterwards all is as before."""
+    request, distance = make_request([9], [200]), Recording()
+    request = replace(
+        request, matcher=replace(request.matcher, cost=replace(request.matcher.cost, box_distance=distance))
+    )
+    torch.set_num_threads(2)
+    try:
+        match([request])
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert distance.threads == {1}
