@@ -57,6 +57,16 @@ def test_problems_of_every_part_are_listed_at_once(experiment: Path, capsys: pyt
     assert records(experiment)[-1]["errors"] == 5
 
 
+def test_the_rest_is_looked_at_without_data(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("data.root=nowhere", "model.d3q.initial_density=null")
+    assert run(experiment, "--check", settings=settings) == 3
+    printed = capsys.readouterr().out
+    assert "weights: ok" in printed
+    assert "not tried, without training data" in printed
+    problems = [(record["part"], record["exit_code"]) for record in records(experiment) if record["kind"] == "problem"]
+    assert problems == [("training data", 3), ("evaluation data", 3)]
+
+
 def test_the_list_on_the_terminal_is_short_and_the_one_in_the_file_is_not(
     experiment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,7 +132,8 @@ def starting_detector(config: Config, start: Resumption | None, processes: Proce
 
 def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:
     """Weights of init_from, or of the backbone; says where they came from."""
-    start = "" if config.model.d3q is None else f"; density {config.model.d3q.initial_density:g} objects per cell"
+    density = config.model.d3q and config.model.d3q.initial_density  # a check without training data knows none
+    start = "" if density is None else f"; density {density:g} objects per cell"
     if config.init_from is not None:
         state = load_checkpoint(Path(config.init_from)).best_weights
         kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
