@@ -26,7 +26,8 @@ config=$1 folder=$2
 shift 2
 
 run=(--config "$config" --resume auto --set "runtime.output_dir=$folder" "$@")
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*}   # not by a pipe to head, which may end scontrol before it is done
 launcher=(
     "${D3Q_PYTHON:-.venv/bin/python}" -m torch.distributed.run
     "--nnodes=$SLURM_JOB_NUM_NODES" "--nproc-per-node=${SLURM_GPUS_ON_NODE:-1}"

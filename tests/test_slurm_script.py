@@ -16,7 +16,7 @@ SLURM_NODEID=1 SLURMD_NODENAME=node2 exec "$@"
 """
 SCONTROL = """#!/bin/sh
 [ "$1" = requeue ] && echo "$2" > "$STUBS/requeued"
-[ "$1 $2 $3" = "show hostnames node[1-2]" ] && echo node1 && echo node2
+[ "$1 $2 $3" = "show hostnames node[1-2]" ] && echo node1 && sleep 0.1 && echo node2
 exit 0
 """
 PYTHON = """#!/bin/sh
