@@ -1,6 +1,6 @@
 """What runs come through: each experiment disturbs many small runs, and compares their ends with an undisturbed one's.
 
-    python scripts/chaos.py                       all of them, an hour or more on two cores
+    python scripts/chaos.py                       all of them, some 40 minutes on two cores
     python scripts/chaos.py kill damage           some of them
     python scripts/chaos.py --json chaos.json     the figures as data too
     bash scripts/chaos.sh                         the slow tests before them
