@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
@@ -18,8 +18,6 @@ from datasets.findings import Findings, Severity
 SKIP_HINT = "or set data.on_bad_annotation: skip to leave such annotations out"
 HUGE = 1e9
 """px; no image is that large."""
-NUMBERS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
-"""Fields that are read, where they are there"""
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
 
@@ -90,28 +88,6 @@ def to_columns(entries: list[Any], *, keep_zero_area: bool) -> ObjectColumns | N
     except (KeyError, TypeError, AttributeError, OverflowError):
         return None
     return columns if _are_sound(columns, keep_zero_area=keep_zero_area) else None
-
-
-def numbers_to_columns(numbers: Mapping[str, np.ndarray], *, keep_zero_area: bool) -> ObjectColumns | None:
-    """The same from the numbers of entries that are written alike, by key; ids are int64."""
-    shapes = {key: array.shape[1:] for key, array in numbers.items()}
-    if not {"bbox", "image_id", "category_id"} <= shapes.keys() or shapes.pop("bbox") != (4,) or any(shapes.values()):
-        return None
-    if any(numbers[key].dtype != np.int64 for key in ("image_id", "category_id", "id") if key in numbers):
-        return None
-    xywh = numbers["bbox"].astype(np.float64)
-    zeros = np.zeros(len(xywh), np.int64)
-    crowd = numbers.get("iscrowd", zeros)
-    columns = ObjectColumns(
-        image_ids=numbers["image_id"],
-        category_ids=numbers["category_id"],
-        boxes=xywh,
-        areas=numbers["area"].astype(np.float64) if "area" in numbers else xywh[:, 2] * xywh[:, 3],
-        crowd=crowd.astype(np.bool_),
-        ignored=numbers.get("ignore", zeros).astype(np.bool_),
-    )
-    sound = np.isin(crowd, (0, 1)).all() and _are_sound(columns, keep_zero_area=keep_zero_area)
-    return columns if sound else None
 
 
 def _are_sound(columns: ObjectColumns, *, keep_zero_area: bool) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ class AnnotationIds:
         if set(map(type, ids)) != {int} or not -(2**62) < min(ids) <= max(ids) < 2**63:
             ids = self._numbered(ids)
         self._ids += np.array(ids, dtype=np.int64).tobytes()
-
-    def add_numbers(self, numbers: Mapping[str, np.ndarray], count: int) -> None:
-        """The same for `count` entries of which the numbers are known, by key; ids are (count,) int64."""
-        for key in ("area", "iscrowd"):
-            self._lacking[key] += 0 if key in numbers else count
-        ids = numbers["id"] if "id" in numbers else np.array(self._numbered([None] * count), dtype=np.int64)
-        self._ids += ids.tobytes()
 
     def _numbered(self, ids: list[Any]) -> list[int]:
         """An id that is no integer of 63 bits gets one of its own, far below all others."""

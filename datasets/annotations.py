@@ -9,23 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datasets.annotation_columns import (
-    NUMBERS,
-    ColumnsBuilder,
-    Known,
-    ObjectColumns,
-    numbers_to_columns,
-    shorten,
-    sound_columns,
-    to_columns,
-)
+from datasets.annotation_columns import ColumnsBuilder, Known, ObjectColumns, shorten, sound_columns, to_columns
 from datasets.annotation_entries import Categories, Images, read_categories, read_images
 from datasets.annotation_ids import AnnotationIds
 from datasets.findings import Findings
-from datasets.json_blocks import Consumer, InvalidJSONError, Shortcut, read_object
+from datasets.json_blocks import Consumer, InvalidJSONError, read_object
 from datasets.packed_strings import PackedStrings
 from datasets.structures import DataError
-from datasets.uniform_entries import read_uniform
 
 BadAnnotationPolicy = Literal["error", "skip"]
 
@@ -82,7 +72,7 @@ def read_annotations(
     """
     found = Findings() if findings is None else findings
     collected = _Collector(keep_zero_area=keep_zero_area)
-    document = _load_json(path, collected.add, collected.take_text)
+    document = _load_json(path, collected.add)
     categories = read_categories(document["categories"], path, found)
     images = read_images(document["images"], path, found)
     del document
@@ -137,21 +127,11 @@ class _Collector:
         else:
             self.builder.add(columns)
 
-    def take_text(self, text: str) -> bool:
-        """Entries as they are written, where that is so uniform that nobody need look at each of them."""
-        numbers = read_uniform(text, NUMBERS) if self.plain else None
-        columns = numbers_to_columns(numbers, keep_zero_area=self.keep_zero_area) if numbers else None
-        if not numbers or columns is None:
-            return False
-        self.ids.add_numbers(numbers, len(columns.boxes))
-        self.builder.add(columns)
-        return True
 
-
-def _load_json(path: Path, consumer: Consumer, shortcut: Shortcut | None = None) -> dict[str, Any]:
-    """All but the annotations, which go to the consumer, unless the shortcut takes them."""
+def _load_json(path: Path, consumer: Consumer) -> dict[str, Any]:
+    """All but the annotations, which go to the consumer."""
     try:
-        document = read_object(path, {"annotations": consumer}, {"annotations": shortcut} if shortcut else {})
+        document = read_object(path, {"annotations": consumer})
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file; make or fetch the data set, or set data.root") from None
     except InvalidJSONError as error:

@@ -26,29 +26,24 @@ class InvalidJSONError(Exception):
 
 Consumer = Callable[[list[Any]], None]
 """Called with the next entries of a list, in order"""
-Shortcut = Callable[[str], bool]
-"""Called with the same as they are written, with commas between them; False where the consumer is to have them"""
 
 
-def read_object(path: Path, consumers: Mapping[str, Consumer], shortcuts: Mapping[str, Shortcut]) -> Any:
+def read_object(path: Path, consumers: Mapping[str, Consumer]) -> Any:
     """The file's JSON value; of an object, the lists named in `consumers` go there in blocks and come back empty.
 
     path        UTF-8, with or without a byte order mark
     consumers   key of the object -> what takes the list of that key
-    shortcuts   key of the object -> what is asked before the consumer
     raises      InvalidJSONError, also for a key that occurs twice; OSError, ValueError, RecursionError
     """
     with path.open(encoding="utf-8-sig", newline="") as file, _no_garbage_collection():
         reader = _Reader(file)
-        value = _read_members(reader, consumers, shortcuts) if reader.peek() == "{" else reader.value()
+        value = _read_members(reader, consumers) if reader.peek() == "{" else reader.value()
         if reader.peek():
             raise reader.error("Extra data")
         return value
 
 
-def _read_members(
-    reader: _Reader, consumers: Mapping[str, Consumer], shortcuts: Mapping[str, Shortcut]
-) -> dict[str, Any]:
+def _read_members(reader: _Reader, consumers: Mapping[str, Consumer]) -> dict[str, Any]:
     members: dict[str, Any] = {}
     reader.take("{", "an object")
     if reader.peek() == "}":
@@ -63,17 +58,13 @@ def _read_members(
         reader.take(":", "Expecting ':' delimiter")
         if reader.peek() == "[":
             kept: list[Any] = []
-            for block in reader.blocks(shortcuts.get(key, _not_taken)):
+            for block in reader.blocks():
                 consumers.get(key, kept.extend)(block)
             members[key] = kept
         else:
             members[key] = reader.value()
         if reader.take(",}", "Expecting ',' delimiter") == "}":
             return members
-
-
-def _not_taken(_: str) -> bool:
-    return False
 
 
 class _Reader:
@@ -115,28 +106,25 @@ class _Reader:
                 self.at = end
                 return value
 
-    def blocks(self, shortcut: Shortcut) -> Iterator[list[Any]]:
-        """The entries of the list that starts at the next character, without those that the shortcut has taken."""
+    def blocks(self) -> Iterator[list[Any]]:
+        """The entries of the list that starts at the next character."""
         self.take("[", "a list")
         if self.peek() == "]":
             self.take("]", "the end")
             return
         while True:
-            yield self._block(shortcut)
+            yield self._block()
             if self.take(",]", "Expecting ',' delimiter") == "]":
                 return
 
-    def _block(self, shortcut: Shortcut) -> list[Any]:
-        """The next entries, as many as are at hand where they are objects; at least one, unless the shortcut has it."""
+    def _block(self) -> list[Any]:
+        """The next entries, as many as are at hand where they are objects; at least one."""
         if len(self.text) - self.at < _CHUNK:
             self._extend()
         self.peek()
         cuts = list(_between_objects.finditer(self.text, max(self.at, len(self.text) - _CHUNK // 16)))
         if cuts:
             end = cuts[-1].start() + 1
-            if shortcut(self.text[self.at : end]):
-                self.at = end
-                return []
             try:  # a cut inside an entry leaves a bracket open, one beyond the list has one too many
                 entries = json.loads(f"[{self.text[self.at : end]}]")
             except (ValueError, RecursionError):

@@ -37,7 +37,7 @@ def read(path: Path, text: str, *, chunk: int, entries: int, monkeypatch: pytest
     monkeypatch.setattr(json_blocks, "_ENTRIES", entries)
     path.write_text(text, encoding="utf-8")
     taken: list[Any] = []
-    return read_object(path, {"annotations": taken.extend}, {}), taken
+    return read_object(path, {"annotations": taken.extend}), taken
 
 
 @pytest.mark.parametrize("indent", [None, 0, 2])
