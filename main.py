@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.loader import dump_config
+from configs.paths import check_paths, path_argument
 from engine.assembly.check import check
 from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
 from engine.assembly.runs import evaluate_checkpoint, resolve_config, start_runtime, train
@@ -41,11 +42,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", type=Path, help="experiment file; with --resume it must equal the checkpoint's")
+    parser.add_argument(
+        "--config", type=path_argument, help="experiment file; with --resume it must equal the checkpoint's"
+    )
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
     parser.add_argument(
         "--resume",
-        type=Path,
+        type=path_argument,
         metavar="CHECKPOINT",
         help="go on from, or evaluate, a checkpoint; auto: go on from last.pth of the run folder where there is one",
     )
@@ -111,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int | None:
     if arguments.print_config:
         print(dump_config(config), end="")
         return None
+    source = str(arguments.config or f"{resume} (config)")
+    check_paths(config, source, evaluation=arguments.eval, resumed=resume is not None)
     if checking:
         return check(config, problem or start, start_runtime(config), full=arguments.check_full)
     if checkpoint is not None and not arguments.eval:

@@ -15,7 +15,8 @@ from configs.tree import join, write_value
 HEADER = """# Configuration keys
 
 Written by `python -m configs.describe > docs/config.md`; edit `configs/schema.py` instead. A key without a default
-must be given. A block marked "or null" is absent unless a file gives it.
+must be given. A block marked "or null" is absent unless a file gives it. In paths `~`, `$NAME` and `${NAME}`
+are expanded where they are opened; `$$` is a dollar sign.
 """
 
 

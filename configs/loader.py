@@ -23,6 +23,7 @@ from configs.tree import (
     no_such_file,
     problem,
     quote,
+    read_override_text,
     read_text,
     read_tree,
     replace_at,
@@ -44,7 +45,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError.
     """
     tree = read_tree(read_text(path), str(path))
-    return _build(Config, _apply(_include(tree, path.parent), overrides))
+    return _build(Config, _apply(Config, _include(tree, path.parent), overrides))
 
 
 def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
@@ -57,7 +58,7 @@ def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Confi
 
 def parse_as(schema: type[T], text: str, source: str, overrides: Sequence[str] = ()) -> T:
     """Text -> any dataclass of the field types that `_Builder.value` lists. Raises ConfigError."""
-    return _build(schema, _apply(_include(read_tree(text, source), None), overrides))
+    return _build(schema, _apply(schema, _include(read_tree(text, source), None), overrides))
 
 
 def dump_config(config: object) -> str:
@@ -113,17 +114,34 @@ def _require_block(tree: Tree) -> None:
         raise ConfigError([problem(tree.origin, "", f"expected a block of keys, got {show(tree)}")])
 
 
-def _apply(tree: Tree, overrides: Sequence[str]) -> Tree:
+def _apply(schema: Any, tree: Tree, overrides: Sequence[str]) -> Tree:
     for override in overrides:
-        path, equals, text = override.partition("=")
-        path = path.strip()
+        key, equals, text = override.partition("=")
+        path = key.strip()
         source = f"--set {path}"
         if not equals or not all(path.split(".")):
             raise ConfigError([f"--set {override}: expected key=value, such as optim.lr=2e-4"])
-        if not text.strip():
+        options = _options(schema, path)
+        if str in options:
+            if key[-1:].isspace() and text[:1].isspace():
+                raise ConfigError([problem(source, path, f"blanks around =; write '{path}={text.strip()}'")])
+            value = read_override_text(text, source, path, optional=NoneType in options)
+        elif not text.strip():
             raise ConfigError([problem(source, path, "needs a value; write null for none")])
-        tree = replace_at(tree, path.split("."), read_tree(text, source, override=path))
+        else:
+            value = read_tree(text, source, override=path)
+        tree = replace_at(tree, path.split("."), value)
     return tree
+
+
+def _options(schema: Any, path: str) -> tuple[Any, ...]:
+    """The types that a key may have, such as (str, NoneType); of an unknown key, which is refused later, text."""
+    options: tuple[Any, ...] = (schema,)
+    for name in path.split("."):
+        block = next((option for option in options if is_dataclass(option)), None)
+        hint = get_type_hints(block).get(name, str) if block is not None else str
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return options
 
 
 # ---- tree -> dataclasses

@@ -35,6 +35,7 @@ TRAPS = (
     (re.compile(r"[-+]?[0-9]+_[0-9_.]*"), f"write it without underscores; {QUOTES}"),
     (re.compile(r"[-+]?\.(inf|nan)", re.I), "numbers must be finite"),
 )
+QUOTED = re.compile(r"""'([^']|'')*'|"([^"\\]|\\.)*\"""", re.S)
 # Text that `write_value` leaves without quotes, unless it is one of the traps.
 PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 
@@ -96,10 +97,29 @@ def read_tree(text: str, source: str, override: str = "") -> Tree:
     return tree
 
 
+def read_override_text(text: str, source: str, path: str, *, optional: bool) -> Tree:
+    """What an override sets a text key to: all of it as it stands, or what is inside where it is quoted as a whole.
+
+    optional   null is none
+
+    Raises ConfigError.
+    """
+    if optional and text == "null":
+        return Tree(None, source)
+    if QUOTED.fullmatch(text):
+        return read_tree(text, source, override=path)
+    if not text.strip():
+        none = ", null for none" if optional else ""
+        raise ConfigError([problem(source, path, f'needs a value; write "" for an empty text{none}')])
+    if yaml.reader.Reader.NON_PRINTABLE.search(text) or len(text.splitlines()) > 1:
+        raise ConfigError([problem(source, path, f"{quote(text)}: a control character, or bytes that are not UTF-8")])
+    return Tree(text, source)
+
+
 def _compose(text: str, source: str, numbered: bool) -> yaml.Node | None:
     line = 0
     try:
-        loader = _StrictLoader(text)
+        loader = _StrictLoader(text) if numbered else _OverrideLoader(text)
         try:
             return loader.get_single_node()
         except (ValueError, OverflowError):  # PyYAML passes on what int() and chr() raise at absurd escapes
@@ -135,6 +155,19 @@ class _StrictLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+class _OverrideLoader(_StrictLoader):
+    """Refuses comments: an override has none, and a `#` of its value must not cut it."""
+
+    def scan_to_next_token(self) -> None:
+        start = self.pointer
+        super().scan_to_next_token()
+        if "#" in self.buffer[start : self.pointer]:  # blanks, line ends and comments were passed over
+            mark = self.get_mark()
+            raise yaml.MarkedYAMLError(
+                problem="# would start a comment; remove it, or quote the text", problem_mark=mark
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.schema import DataConfig, SplitConfig
+from configs.paths import expand_path
+from configs.schema import DataConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.findings import Findings
@@ -44,16 +45,16 @@ def build_dataset(
     processes_here   how many on this machine build it
     findings         gets all that is found, errors too, and what is left is opened; without one they are raised
 
-    Raises DataError, with findings only where nothing is left.
+    Raises DataError, with findings only where nothing is left, and ConfigError for a path that cannot be expanded.
     """
-    root = Path(data.root)
+    root = expand_path(data.root, "data.root")
     if not root.is_dir():
         raise DataError(f"{root}: no such data root; make or fetch the data set, or set data.root")
     found = Findings() if findings is None else findings
-    split: SplitConfig = data.train if training else data.val
+    name, split = ("train", data.train) if training else ("val", data.val)
     dataset = CocoDetection(
-        annotations=root / split.annotations,
-        images_root=root / split.images,
+        annotations=root / expand_path(split.annotations, f"data.{name}.annotations"),
+        images_root=root / expand_path(split.images, f"data.{name}.images"),
         transforms=_build_transforms(data, training=training),
         training=training,
         seed=seed,

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.paths import path_argument
 from configs.schema import Config
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
@@ -232,7 +233,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--resume", type=Path, required=True, metavar="CHECKPOINT", help="a trained D3Q detector")
+    add("--resume", type=path_argument, required=True, metavar="CHECKPOINT", help="a trained D3Q detector")
     add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values than the checkpoint's")
     add("--coverage", type=_share, default=0.99, help="wanted share of covered images (default 0.99)")
     add("--min-queries", type=_positive_or_fit, help="least of every image, or fit (default: the checkpoint's)")

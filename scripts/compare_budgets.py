@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.paths import escape_path
 from engine.assembly import runs
 from engine.assembly.exit_codes import EXIT_CODES, exit_code
 from engine.checkpoint import load_checkpoint
@@ -95,8 +96,8 @@ def make_scenes(options: argparse.Namespace) -> None:
 def train(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
     """One training from the start, or from where it stopped."""
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
-    settings = [f"runtime.num_threads={threads}", f"runtime.output_dir={folder}", f"runtime.seed={seed}"]
-    settings += [f"data.root={options.data}", f"optim.epochs={options.epochs}"]
+    settings = [f"runtime.num_threads={threads}", f"runtime.output_dir={escape_path(folder)}", f"runtime.seed={seed}"]
+    settings += [f"data.root={escape_path(options.data)}", f"optim.epochs={options.epochs}"]
     settings += [f"optim.lr_drop_epochs=[{max(options.epochs - 1, 1)}]"]
     settings += ["evaluation.every_epochs=1000", "evaluation.gallery_images=0", *BUDGETS[name]]
     last = folder / "last.pth"

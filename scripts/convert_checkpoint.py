@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from configs.loader import dump_config, load_config, parse_config
+from configs.paths import path_argument
 from configs.schema import Config
 from datasets.annotations import read_annotations
 from engine.archive import CheckpointError, write_archive
@@ -74,16 +75,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("file", type=Path, help="checkpoint to convert")
+    parser.add_argument("file", type=path_argument, help="checkpoint to convert")
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--from", dest="source", choices=["mmdetection", "original", "torchvision"])
     direction.add_argument("--to", dest="target", choices=["mmdetection"])
-    parser.add_argument("--out", type=Path, required=True, help="file to write; it must not exist")
-    parser.add_argument("--config", type=Path, help="with --from: the experiment whose detector takes the weights")
+    parser.add_argument("--out", type=path_argument, required=True, help="file to write; it must not exist")
+    parser.add_argument(
+        "--config", type=path_argument, help="with --from: the experiment whose detector takes the weights"
+    )
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--categories", metavar="A,B,...", help="class names in the order of the labels")
-    names.add_argument("--annotations", type=Path, metavar="JSON", help="COCO file to take the class names from")
+    names.add_argument(
+        "--annotations", type=path_argument, metavar="JSON", help="COCO file to take the class names from"
+    )
     parser.add_argument(
         "--reset-head",
         action="store_true",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.paths import path_argument
 from configs.schema import Config
 from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
@@ -51,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="a trained DINO + D3Q, with its data")
+    parser.add_argument(
+        "--resume", type=path_argument, metavar="CHECKPOINT", help="a trained DINO + D3Q, with its data"
+    )
     options = parser.parse_args(arguments)
     return exit_code(lambda: measure(options.resume), EXIT_CODES)
 

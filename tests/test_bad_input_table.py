@@ -117,6 +117,25 @@ TABLE = [
     Case(45, "a tag", text(lambda t: t + "a: !!python/object/apply:os.system [true]\n"), 2, "tags are not allowed"),
     Case(45, "a deep nest", text(lambda t: t + "a: " + "[" * 5000), 2, "nested deeper than"),
     Case(45, "too many values", text(lambda t: t + f"a: [{'1,' * 100_000}]\n"), 2, "more than 10000 keys and values"),
+    Case(
+        45, "override cut by #", lambda b: b.run("optim.epochs=3 #x"), 2, "--set optim.epochs: .* # would start a comm"
+    ),
+    Case(45, "text with #", lambda b: b.run("data.root=a #b"), 3, "a #b: no such data root"),
+    Case(45, "block cut by #", lambda b: b.check("data.val={images: a #b}"), 2, "--set data.val: .* # would start a"),
+    Case(
+        46,
+        "unset variable",
+        lambda b: b.check("data.root=$NOT_SET/x"),
+        2,
+        r"tiny.yaml: data.root: .*NOT_SET is not set; ex",
+    ),
+    Case(
+        46,
+        "no such user",
+        lambda b: b.run("init_from=~nobody-here/x"),
+        2,
+        r"tiny.yaml: init_from: .*no home folder of ~n",
+    ),
     Case(46, "no config", arguments("--config", "{folder}/tyni.yaml"), 2, "no such file; did you mean 'tiny.yaml'"),
     Case(46, "circular include", made.circular, 2, "a fragment cannot include"),
     Case(47, "--eval alone", arguments("--config", "{config}", "--eval"), 2, "--eval needs --resume"),

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
+from configs.paths import expand_path
 from configs.schema import Config
 from datasets.build import build_dataset, check_classes, check_images, densest_batch
 from datasets.coco import CocoDetection
@@ -34,7 +34,7 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
         raise UsageError("--check is for one process: start it without torchrun")
     # A cache would decode every image; that is for --check-full.
     config = replace(config, data=replace(config.data, cache_images="none"))
-    folder = Path(str(config.runtime.output_dir))
+    folder = expand_path(str(config.runtime.output_dir), "runtime.output_dir")
     preflight = Preflight(folder, codes={**EXIT_CODES, TrialError: 1}, finding_code=EXIT_CODES[DataError])
     splits = _check_data(config, preflight, full=full)
     training_set = next((split for split in splits if split.training), None)

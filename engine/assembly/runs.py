@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from configs.loader import dump_config, load_config, parse_config
+from configs.paths import escape_path, expand_path
 from configs.schema import Config
 from datasets.build import build_dataset, build_eval_loader, build_train_loader, check_trained_classes
 from datasets.coco import CocoDetection
@@ -57,7 +58,7 @@ def resolve_config(
         name = resume.parent.name
     config = fill_input_statistics(config)
     if config.runtime.output_dir is None:
-        config = replace(config, runtime=replace(config.runtime, output_dir=f"runs/{name}"))
+        config = replace(config, runtime=replace(config.runtime, output_dir=escape_path(f"runs/{name}")))
     return config
 
 
@@ -81,7 +82,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
 
     allow_other_data   go on with a checkpoint of a run on other training data
     """
-    runtime, folder = config.runtime, Path(str(config.runtime.output_dir))
+    runtime, folder = config.runtime, expand_path(str(config.runtime.output_dir), "runtime.output_dir")
     require_same_start(start, processes)
     if start is None:
         refuse_used(folder)

@@ -8,6 +8,7 @@ from torch import nn
 
 from configs.compare import harmful_differences
 from configs.loader import parse_config
+from configs.paths import expand_path
 from configs.schema import Config
 from datasets.build import build_dataset, check_classes, check_query_limit, compare_splits, densest_shapes, mean_density
 from datasets.coco import CocoDetection
@@ -28,7 +29,7 @@ from models.build import build_detector, estimate_training_step, fill_input_stat
 
 def find_last(config: Config) -> Path | None:
     """last.pth of the run folder, which may be damaged or gone, where the folder holds a checkpoint of a run."""
-    folder = Path(str(config.runtime.output_dir))
+    folder = expand_path(str(config.runtime.output_dir), "runtime.output_dir")
     return folder / "last.pth" if any(folder.glob("last*.pth")) else None
 
 
@@ -135,18 +136,20 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
     density = config.model.d3q and config.model.d3q.initial_density  # a check without training data knows none
     start = "" if density is None else f"; density {density:g} objects per cell"
     if config.init_from is not None:
-        state = load_checkpoint(Path(config.init_from)).best_weights
-        kept = load_weights(detector, state, source=config.init_from, reset=config.reset_head)
+        path = expand_path(config.init_from, "init_from")
+        state = load_checkpoint(path).best_weights
+        kept = load_weights(detector, state, source=str(path), reset=config.reset_head)
         start = start if any(name.startswith("query_budget.") for name in kept) else ""
-        return f"{config.init_from}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"
+        return f"{path}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"
     backbone = config.model.backbone
     if backbone.weights is None:
         return f"random weights{start}"
+    weights = str(expand_path(backbone.weights, "model.backbone.weights"))
     source, problem = "", None
     for first_here in (True, False):  # the first process of a machine downloads, the others find the file
         if (processes.rank_here == 0) == first_here:
             try:
-                source = load_backbone_weights(detector.backbone, name=backbone.name, weights=backbone.weights)  # type: ignore[arg-type]
+                source = load_backbone_weights(detector.backbone, name=backbone.name, weights=weights)  # type: ignore[arg-type]
             except WeightsError as error:
                 problem = error
         if any_process(problem is not None, processes):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from configs.loader import load_config
+from configs.paths import path_argument
 from configs.schema import Config
 from d3q import DensityBudget
 from datasets.structures import Batch, Target
@@ -19,7 +20,7 @@ CONFIG = Path("configs/dino_d3q_aitodv2.yaml")
 
 def add_scene_options(parser: argparse.ArgumentParser, *, side: int) -> None:
     """The options that `load_experiment` and the benchmarks of whole detectors share."""
-    parser.add_argument("--config", type=Path, default=CONFIG, help="experiment file")
+    parser.add_argument("--config", type=path_argument, default=CONFIG, help="experiment file")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--side", type=int, default=side, help="of the square images, px")

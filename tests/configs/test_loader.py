@@ -277,7 +277,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_overrides_replace_in_order() -> None:
-    found = outer("rate: 1\nextra: {size: 5}", "rate=1e-3", "sides=[5, 6]", "extra=null", "rate=2e-3", "name = a=b")
+    found = outer("rate: 1\nextra: {size: 5}", "rate=1e-3", "sides=[5, 6]", "extra=null", "rate = 2e-3", "name=a=b")
     assert found == Outer(rate=2e-3, sides=(5, 6), name="a=b")
 
 
@@ -302,7 +302,22 @@ def test_an_override_makes_a_block_that_is_null() -> None:
         ("sides=[1, 0x2]", "--set sides: sides[1]: '0x2' is ambiguous: write it in decimal"),
         ("limit=010", "--set limit: limit: '010' is ambiguous: write it without leading zeros"),
         ("sides=[1, 2", "--set sides: cannot be read: expected ',' or ']'"),
-        ("name=a: b: c", "--set name: cannot be read: mapping values are not allowed here"),
+        ("rate=a: b: c", "--set rate: cannot be read: mapping values are not allowed here"),
+        ("limit=3 #x", "--set limit: cannot be read: # would start a comment; remove it, or quote the text"),
+        ("mode=fast # x", "--set mode: cannot be read: # would start a comment"),
+        ("sides=[1, 2] # x", "--set sides: cannot be read: # would start a comment"),
+        ("sides=[1, # x\n2]", "--set sides: cannot be read: # would start a comment"),
+        ("names=[a, b #2, c]", "--set names: cannot be read: # would start a comment"),
+        ("extra={size: 1, # x\n share: 1}", "--set extra: cannot be read: # would start a comment"),
+        ("extra=#", "--set extra: cannot be read: # would start a comment"),
+        ("nam=x #1", "--set nam: top level: unknown key 'nam'; did you mean 'name'?"),
+        ("name.x=y #1", "--set name.x: name: expected text, got a block of keys"),
+        ("name=", '--set name: name: needs a value; write "" for an empty text'),
+        ("title=  ", '--set title: title: needs a value; write "" for an empty text, null for none'),
+        ("name = a", "--set name: name: blanks around =; write 'name=a'"),
+        ("name=a\nb", "--set name: name: 'a\\nb': a control character, or bytes that are not UTF-8"),
+        ("name=a\udcff", "--set name: name: 'a\\udcff': a control character, or bytes that are not UTF-8"),
+        ('name="a\\d"', "--set name: cannot be read: found unknown escape character 'd'"),
         ("rate", "--set rate: expected key=value, such as optim.lr=2e-4"),
         ("=3", "--set =3: expected key=value"),
         ("inner..size=3", "--set inner..size=3: expected key=value"),
@@ -313,6 +328,99 @@ def test_an_override_makes_a_block_that_is_null() -> None:
 def test_wrong_overrides(override: str, message: str) -> None:
     (found,) = problems("inner:\n  size: 5", override)
     assert found.startswith(message)
+
+
+WHOLE = [
+    *(
+        "runs/exp #2",
+        "#",
+        "a #b",
+        "a: b",
+        "a: b: c",
+        "-",
+        "- a",
+        "[a]",
+        "[a",
+        "{a: b}",
+        "{",
+        "*a",
+        "&a b",
+        "!a",
+        "!!int 3",
+    ),
+    *(
+        "%a",
+        "@a",
+        "`a",
+        "|",
+        ">",
+        "? a",
+        ": a",
+        ", a",
+        " a ",
+        "\ta",
+        "yes",
+        "no",
+        "True",
+        "~",
+        "~/x",
+        "$X",
+        "010",
+        "1e-4",
+        "5",
+    ),
+    *(
+        "1:30",
+        "0x1F",
+        "true",
+        ".inf",
+        "a=b",
+        "=",
+        "---",
+        "...",
+        "# a\tb",
+        '"a" and "b"',
+        "'a' 'b'",
+        '"',
+        "'a",
+        "a'",
+        ' "a"',
+    ),
+    *("tr\u00e9s", "\u00a0a", "\U0001f600", "a\\b", "<<", "x" * 5000),
+]
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_the_text_of_an_override_is_taken_whole(text: str) -> None:
+    found = outer("", f"name={text}", f"title={text}")
+    assert (found.name, found.title) == (text, text)
+    assert outer(dump_config(found)) == found
+
+
+def test_null_is_none_in_an_override_of_optional_text_alone() -> None:
+    found = outer("title: x", "title=null", "name=null")
+    assert (found.name, found.title) == ("null", None)
+    assert outer("", "title=NULL", 'name=" null "') == Outer(name=" null ", title="NULL")
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        *(('"a #b"', "a #b"), ("'a #b'", "a #b"), ('"null"', "null"), ("'null'", "null"), ('""', ""), ("''", "")),
+        *(('"5"', "5"), ("'it''s'", "it's"), ('"a\\tb"', "a\tb"), (r'"a\\b \"c\""', r'a\b "c"'), ("' a '", " a ")),
+    ],
+)
+def test_text_that_is_quoted_as_a_whole_loses_its_quotes(text: str, inside: str) -> None:
+    found = outer("", f"name={text}", f"title={text}")
+    assert (found.name, found.title) == (inside, inside)
+
+
+def test_a_number_sign_inside_lists_and_blocks_of_an_override() -> None:
+    found = outer("", "names=[a#b, \"x #1\", '#']", "extra={size: 2}")
+    assert found == Outer(names=("a#b", "x #1", "#"), extra=Inner(size=2))
+    config = BASE.replace("root: data", "root: a #b")
+    split = parse_config(config, "x.yaml", ['data.train={annotations: a#b, images: "x #1"}']).data.train
+    assert (split.annotations, split.images) == ("a#b", "x #1")
 
 
 # ---- includes

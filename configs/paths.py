@@ -1,0 +1,77 @@
+"""Paths as written by people: `~` and `$NAME` are expanded where a path is opened, and saved as they stand."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from configs.schema import Config
+from configs.tree import ConfigError, quote
+
+VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bare>[A-Za-z_][A-Za-z0-9_]*))")
+
+
+def expand_path(text: str, key: str) -> Path:
+    """The path with a leading `~` or `~user` and every `$NAME` and `${NAME}` in their values; `$$` is a dollar sign.
+
+    key   names the text in errors
+
+    Raises ConfigError for a variable that is not set or empty, and for a user without a home.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        if found["dollar"]:
+            return "$"
+        name = found["braced"] or found["bare"]
+        if not os.environ.get(name):
+            state = "empty" if name in os.environ else "not set"
+            remedy = f"export {name}=..., give another path, or write $$ for a dollar sign"
+            raise ConfigError([f"{key}: {quote(text)}: the environment variable {name} is {state}; {remedy}"])
+        return os.environ[name]
+
+    path = os.path.expanduser(VARIABLE.sub(value, text))
+    if path.startswith("~"):
+        user = path.partition("/")[0]
+        raise ConfigError([f"{key}: {quote(text)}: no home folder of {user}; write ./{user} for a name that starts so"])
+    return Path(path)
+
+
+def escape_path(path: Path | str) -> str:
+    """Text that `expand_path` turns into this path."""
+    text = str(path).replace("$", "$$")
+    return f"./{text}" if text.startswith("~") else text
+
+
+def path_argument(text: str) -> Path:
+    """The type of a path in a command line: as written where it exists, as the shell has expanded it, else expanded."""
+    if os.path.lexists(text):
+        return Path(text)
+    try:
+        return expand_path(text, "path")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from error
+
+
+def check_paths(config: Config, source: str, *, evaluation: bool, resumed: bool) -> None:
+    """Raises ConfigError with every path that cannot be expanded, of those that a run opens.
+
+    source       names the configuration
+    evaluation   of a checkpoint: the validation split alone
+    resumed      the checkpoint has the weights, and the run its folder
+    """
+    splits = {"val": config.data.val} if evaluation else {"train": config.data.train, "val": config.data.val}
+    texts: dict[str, str | None] = {"data.root": config.data.root}
+    for name, split in splits.items():
+        texts |= {f"data.{name}.annotations": split.annotations, f"data.{name}.images": split.images}
+    if not (evaluation or resumed):
+        weights = config.model.backbone.weights if config.init_from is None else None
+        texts |= {"init_from": config.init_from, "model.backbone.weights": weights}
+        texts |= {"runtime.output_dir": config.runtime.output_dir}
+    problems = []
+    for key, text in texts.items():
+        try:
+            expand_path(text or "", key)
+        except ConfigError as error:
+            problems += [f"{source}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
