@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +14,19 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datasets.findings import one_line
+from datasets.image_samples import Samples, read_samples
 from datasets.structures import DataError
 
 MAX_PIXELS = 89_478_485
 """Of an image, unless told otherwise: a quarter of a gigabyte, where Pillow begins to warn of decompression bombs."""
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 """Pillow knows dozens more, old and seldom tested ones; a file may claim any of them."""
-# Modes that hold more than 8 bits per channel: converting them to RGB would saturate silently.
-_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, LookupError, TypeError, ArithmeticError),
+    *(AssertionError, AttributeError),
+)
+"""What Pillow raises for damaged files and for kinds of a format that it does not know"""
+_FETCH_OR_CONVERT = "fetch the file again, or convert it to 8-bit RGB where its kind is the problem"
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -53,7 +62,8 @@ def read_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     its first frame; palette, grey, CMYK and alpha become RGB.
     """
     with _opened(file, max_pixels) as image:
-        return (ImageOps.exif_transpose(image) if _is_rotated(image, file) else image).convert("RGB")
+        turned = ImageOps.exif_transpose(image) if _is_rotated(image, file) else image
+        return (turned.convert("LA") if turned.mode == "La" else turned).convert("RGB")
 
 
 def inspect_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS) -> ImageTraits:
@@ -71,17 +81,17 @@ def _opened(file: ImageFile, max_pixels: int) -> Iterator[Image.Image]:
         return DataError(f"{where}: {problem} ({file.entry})", reason)
 
     Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own guard, which also covers what a format nests inside
+    _silence_pillow()
+    samples = None
     try:
+        with file.path.open("rb") as stream:
+            samples = read_samples(stream)
+        if samples is not None and (fault := samples.fault()) is not None:
+            raise failure(*fault)
         with Image.open(file.path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} px")
             _check_size(image, file)
-            if image.mode in _DEEP_MODES:
-                raise failure(
-                    "deep_image",
-                    f"mode {image.mode} holds more than 8 bits per channel; convert it to 8-bit RGB with a value "
-                    "range of your choice (a blind conversion would saturate)",
-                )
             yield image
     except FileNotFoundError:
         raise failure("missing_image", "no such image; check data.root and file_name") from None
@@ -93,10 +103,17 @@ def _opened(file: ImageFile, max_pixels: int) -> Iterator[Image.Image]:
         problem = f"{error}: more pixels than data.max_image_pixels {max_pixels}; cut it into tiles or raise the limit"
         raise failure("image_bomb", problem) from None
     except UnidentifiedImageError:
-        raise failure(*_foreign_content(file.path)) from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # Pillow's decoders raise all of them
+        raise failure(*_foreign_content(file.path, samples)) from None
+    except _DECODER_ERRORS as error:
         reason = one_line(str(error)) or type(error).__name__
-        raise failure("broken_image", f"cannot decode: {reason}; fetch the file again") from None
+        raise failure("broken_image", f"cannot decode: {reason}; {_FETCH_OR_CONVERT}") from None
+
+
+@functools.cache
+def _silence_pillow() -> None:
+    """What it logs and warns of, without a file's name, would go to the terminal; what matters is a DataError here."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _is_rotated(image: Image.Image, file: ImageFile) -> bool:
@@ -120,8 +137,10 @@ def _check_size(image: Image.Image, file: ImageFile) -> None:
     )
 
 
-def _foreign_content(path: Path) -> tuple[str, str]:
-    """Reason and problem of a file that Pillow cannot place."""
+def _foreign_content(path: Path, samples: Samples | None) -> tuple[str, str]:
+    """Reason and problem of a file that Pillow cannot place; samples: what its header says, where that can be read."""
+    if samples is not None:
+        return "broken_image", f"cannot decode: a {samples.kind} of a kind that is not known; {_FETCH_OR_CONVERT}"
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_files import write_png, write_tiff
 from PIL import Image
 
 from datasets import coco
@@ -125,6 +126,19 @@ def text_file(text: str) -> Callable[[Bench], list[str]]:
 def deep_png(bench: Bench) -> list[str]:
     bench.write_array((np.arange(40 * 48).reshape(SIZE) * 30).astype(np.uint16), "PNG")
     return bench.check()
+
+
+def deep_colour_png(bench: Bench) -> list[str]:
+    write_png(bench.image(), bits=16, colour_type=2, size=SIZE)
+    return bench.check()
+
+
+def tiff(**options: Any) -> Callable[[Bench], list[str]]:
+    def make(bench: Bench) -> list[str]:
+        write_tiff(bench.image(), size=SIZE, **options)
+        return bench.check()
+
+    return make
 
 
 def float_tiff(bench: Bench) -> list[str]:

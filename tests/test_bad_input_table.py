@@ -1,4 +1,4 @@
-"""The sixty rows of docs/reliability.md: each ends with its exit code and message, and never with a traceback."""
+"""The rows of docs/reliability.md: each ends with its exit code and message, and never with a traceback."""
 
 import re
 import sys
@@ -46,8 +46,10 @@ TABLE = [
     Case(3, "truncated image, training", made.truncated_file_in_training, 3, "cannot decode.*fetch the file again"),
     Case(4, "web page", made.text_file("<!doctype html>"), 3, "web page or XML, not an image; fetch"),
     Case(4, "LFS pointer", made.text_file("version https://git-lfs.github.com/spec/v1\n"), 3, "git lfs pull"),
-    Case(5, "16-bit PNG", made.deep_png, 3, "mode I;16 holds more than 8 bits.*convert it to 8-bit"),
-    Case(6, "float TIFF", made.float_tiff, 3, "mode F holds more than 8 bits"),
+    Case(5, "16-bit PNG", made.deep_png, 3, "PNG that holds more than 8 bits.*convert it to 8-bit"),
+    Case(5, "16-bit colour PNG", made.deep_colour_png, 3, "deep_image: 1\n.*a PNG that holds more than 8 bits"),
+    Case(5, "12-bit TIFF", made.tiff(bands=3, bits=12), 3, "deep_image: 1\n.*8 bits per channel .12-bit unsigned"),
+    Case(6, "float TIFF", made.float_tiff, 3, "a TIFF that holds more than 8 bits per channel .32-bit float"),
     Case(7, "CMYK, palette, alpha, 1 bit", made.many_modes, 0, r"mended in memory: 5\n  image_mode: 5\n.*mode CMYK"),
     Case(8, "EXIF rotation, as annotated", made.rotated((48, 40)), 0, "image_rotation: 1"),
     Case(8, "EXIF rotation, not annotated", made.rotated((40, 48)), 0, r"training images: ok"),
@@ -197,7 +199,8 @@ TABLE = [
         r"DataLoader worker .*\. It was at image id 11, ",
     ),
     Case(60, "no detections", made.no_detections, 0, r"average precision, %\s+0\.0"),
-    # Beyond the rows: what may not leave its place.
+    # Beyond the rows.
+    Case(0, "eight bands", made.tiff(bands=8), 3, "band_count: 1\n.*a TIFF of 8 bands; write three of them as"),
     Case(0, "file_name leads out", made.leaving_name, 3, "file_name '../../secret.png' leads out of the images folder"),
     Case(0, "link leads out", made.leaving_link, 3, "0.png: a link to .*elsewhere.png, outside(.|\\n)*follow_links"),
     Case(0, "link of a folder leads out", made.leaving_folder, 3, "a link to .*outside/0.png, outside"),

@@ -37,7 +37,7 @@ def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
 def test_deep_images_are_refused_not_saturated(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "deep.tif"
     Image.fromarray((np.arange(600).reshape(20, 30) * 60).astype(dtype)).save(path)
-    with pytest.raises(DataError, match=r"deep\.tif: mode .* more than 8 bits.*8-bit RGB.*id 17"):
+    with pytest.raises(DataError, match=r"deep\.tif: a TIFF .* more than 8 bits.*8-bit RGB.*id 17"):
         _read(path)
 
 
