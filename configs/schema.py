@@ -358,6 +358,10 @@ class DataConfig:
     counted. In the evaluation it stops the run."""
     max_image_pixels: int = 89_478_485
     """Larger images are refused before they are decoded: a small file can claim any size."""
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    """The rotation that a camera notes beside the pixels. auto undoes it where only the turned image has the annotated
+    size, and else reads the pixels as stored; apply always undoes it, as browsers and OpenCV do; ignore never does.
+    Any format that carries EXIF or a TIFF orientation."""
     follow_links: bool = False
     """Accept image files that are links to somewhere outside of the images folder."""
     batch_size: int = 1

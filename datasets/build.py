@@ -61,6 +61,7 @@ def build_dataset(
         on_bad_annotation=data.on_bad_annotation,
         drop_empty=training and data.drop_empty,
         max_image_pixels=data.max_image_pixels,
+        exif=data.exif,
         findings=findings,
     )
     dataset.check_files(found, follow_links=data.follow_links)
@@ -123,6 +124,7 @@ def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *
         decode=decode,
         skip=dataset.training and data.on_bad_image == "skip",
         max_pixels=data.max_image_pixels,
+        exif=data.exif,
         threads=max(data.num_workers, os.cpu_count() or 1),
         findings=findings,
     )

@@ -16,6 +16,7 @@ from datasets.annotations import BadAnnotationPolicy, read_annotations
 from datasets.findings import Findings
 from datasets.image_cache import CacheTooLargeError, ImageCache
 from datasets.image_checks import check_places
+from datasets.image_orientation import ExifPolicy
 from datasets.images import MAX_PIXELS, ImageFile, read_image
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
@@ -33,6 +34,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     on_bad_annotation  "error" | "skip": what a wrong annotation leads to; `skipped` counts those left out
     drop_empty         leave out images without a usable object, as published; not in evaluation
     max_image_pixels   a larger image is refused
+    exif               "auto" | "apply" | "ignore": whether a camera's rotation is undone, as in `read_image`
     findings           gets all that is found, errors too, and what is left is opened; without one they are raised
 
     Targets hold the usable objects, clipped to the image: crowds, ignored boxes, boxes below 1 px and boxes
@@ -53,6 +55,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         on_bad_annotation: BadAnnotationPolicy = "error",
         drop_empty: bool = False,
         max_image_pixels: int = MAX_PIXELS,
+        exif: ExifPolicy = "auto",
         findings: Findings | None = None,
     ) -> None:
         if drop_empty and not training:
@@ -60,7 +63,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         if not images_root.is_dir():
             raise DataError(f"{images_root}: no such images folder; make or fetch the data set, or set data.root")
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
-        self.training, self.max_image_pixels = training, max_image_pixels
+        self.training, self.max_image_pixels, self.exif = training, max_image_pixels, exif
         self.table = read_annotations(
             annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training, findings=findings
         )
@@ -117,10 +120,10 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return sample.image, target
 
     def read_image(self, index: int) -> Image.Image:
-        """The image file as it is, RGB."""
+        """The image file, RGB, in the frame that its boxes are in."""
         if self._cache is not None:
             return self._cache[index]
-        return read_image(self.image_file(index), max_pixels=self.max_image_pixels)
+        return read_image(self.image_file(index), max_pixels=self.max_image_pixels, exif=self.exif)
 
     def image_file(self, index: int) -> ImageFile:
         """Where the image is, and what the annotation file says of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets.findings import Findings, one_line
+from datasets.image_orientation import ExifPolicy
 from datasets.images import ImageFile, ImageTraits, inspect_image, read_image
 from datasets.structures import DataError
 
@@ -41,13 +43,22 @@ def check_places(files: Sequence[ImageFile], *, root: Path, follow_links: bool, 
 
 
 def check_contents(
-    files: Sequence[ImageFile], *, decode: bool, skip: bool, max_pixels: int, threads: int, findings: Findings
+    files: Sequence[ImageFile],
+    *,
+    decode: bool,
+    skip: bool,
+    max_pixels: int,
+    exif: ExifPolicy,
+    threads: int,
+    findings: Findings,
 ) -> None:
     """Read the header of every file, or decode it whole, and compare it with the annotation file.
 
     skip   a bad image is counted as left out, not as an error
+    exif   as in `read_image`
     """
-    look = partial(_look, decode=decode, max_pixels=max_pixels)
+    look = partial(_look, decode=decode, max_pixels=max_pixels, exif=exif)
+    ambiguous: list[tuple[ImageFile, int]] = []
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for file, traits in zip(files, pool.map(look, files), strict=True):
             where = one_line(str(file.path))
@@ -57,21 +68,40 @@ def check_contents(
             if traits.mode not in PLAIN_MODES:
                 message = f"{where}: mode {traits.mode} becomes RGB ({file.entry})"
                 findings.add("fixed", "image_mode", message)
-            if traits.rotated:
-                message = f"{where}: turned as its camera noted, to the size that is annotated ({file.entry})"
+            if traits.frame.applied:
+                message = f"{where}: turned as its EXIF orientation {traits.frame.orientation} says ({file.entry})"
                 findings.add("fixed", "image_rotation", message)
+            if traits.frame.ambiguous:
+                ambiguous.append((file, traits.frame.orientation))
             if traits.animated:
                 findings.add("warning", "animation", f"{where}: only the first frame is used ({file.entry})")
+
+    _report_ambiguous(ambiguous, findings)
+
+
+def _report_ambiguous(found: Sequence[tuple[ImageFile, int]], findings: Findings) -> None:
+    """One warning for all images whose size is annotated either way."""
+    if not found:
+        return
+    first = found[0][0]
+    kinds = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(Counter(kind for _, kind in found).items()))
+    message = (
+        f"{len(found):,} image{'s' if len(found) > 1 else ''} with a camera rotation that the size cannot confirm "
+        f"(EXIF orientation {kinds}), first {one_line(str(first.path))} ({first.entry}): read as stored. Boxes drawn "
+        "in a tool that turns images, such as a browser or OpenCV, are misplaced: look at some, then set data.exif: "
+        "apply or ignore"
+    )
+    findings.add("warning", "exif_ambiguous", message, count=len(found))
 
 
 SKIP_HINT = "or set data.on_bad_image: skip to train without such images"
 
 
-def _look(file: ImageFile, *, decode: bool, max_pixels: int) -> ImageTraits | DataError:
+def _look(file: ImageFile, *, decode: bool, max_pixels: int, exif: ExifPolicy) -> ImageTraits | DataError:
     try:
-        traits = inspect_image(file, max_pixels=max_pixels)
+        traits = inspect_image(file, max_pixels=max_pixels, exif=exif)
         if decode:
-            read_image(file, max_pixels=max_pixels)
+            read_image(file, max_pixels=max_pixels, exif=exif)
     except DataError as error:
         return error
     return traits

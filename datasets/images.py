@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from datasets.findings import one_line
+from datasets.image_orientation import ExifPolicy, Frame, choose_frame, into_frame, read_orientation, stored_size
 from datasets.image_samples import Samples, read_samples
 from datasets.structures import DataError
 
@@ -27,7 +28,6 @@ _DECODER_ERRORS = (
 )
 """What Pillow raises for damaged files and for kinds of a format that it does not know"""
 _FETCH_OR_CONVERT = "fetch the file again, or convert it to 8-bit RGB where its kind is the problem"
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -46,34 +46,34 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageTraits:
-    """What is done to an image when it is read: mode it had, rotation of its camera undone, later frames ignored."""
+    """What is done to an image when it is read: mode it had, frame it is read in, later frames ignored."""
 
     mode: str
-    rotated: bool
+    frame: Frame
     animated: bool
 
 
-def read_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto") -> Image.Image:
     """Decode one image to RGB.
 
-    raises DataError for a missing, empty, truncated, foreign, too large or deep image, and for another size
+    exif     whether a camera's rotation is undone; auto: where only the turned size is the promised one
+    raises   DataError for a missing, empty, truncated, foreign, too large or deep image, and for another size
 
-    A camera's EXIF rotation is applied only where the rotated size is the promised one. An animation gives
-    its first frame; palette, grey, CMYK and alpha become RGB.
+    An animation gives its first frame; palette, grey, CMYK and alpha become RGB.
     """
-    with _opened(file, max_pixels) as image:
-        turned = ImageOps.exif_transpose(image) if _is_rotated(image, file) else image
-        return (turned.convert("LA") if turned.mode == "La" else turned).convert("RGB")
+    with _opened(file, max_pixels, exif) as (image, frame):
+        image = into_frame(image, frame)
+        return (image.convert("LA") if image.mode == "La" else image).convert("RGB")
 
 
-def inspect_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS) -> ImageTraits:
+def inspect_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto") -> ImageTraits:
     """The same checks on the header alone, without decoding. Raises DataError."""
-    with _opened(file, max_pixels) as image:
-        return ImageTraits(image.mode, _is_rotated(image, file), bool(getattr(image, "is_animated", False)))
+    with _opened(file, max_pixels, exif) as (image, frame):
+        return ImageTraits(image.mode, frame, bool(getattr(image, "is_animated", False)))
 
 
 @contextmanager
-def _opened(file: ImageFile, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tuple[Image.Image, Frame]]:
     """The image with its header read and checked; errors of decoding it inside the context are DataErrors too."""
     where = one_line(str(file.path))
 
@@ -91,8 +91,7 @@ def _opened(file: ImageFile, max_pixels: int) -> Iterator[Image.Image]:
         with Image.open(file.path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} px")
-            _check_size(image, file)
-            yield image
+            yield image, _find_frame(image, file, exif)
     except FileNotFoundError:
         raise failure("missing_image", "no such image; check data.root and file_name") from None
     except IsADirectoryError:
@@ -116,21 +115,17 @@ def _silence_pillow() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def _is_rotated(image: Image.Image, file: ImageFile) -> bool:
-    """Whether only the camera's note about the rotation makes the image as large as promised."""
-    return image.size != file.size[::-1] and _turned(image)
-
-
-def _turned(image: Image.Image) -> bool:
-    return image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-
-
-def _check_size(image: Image.Image, file: ImageFile) -> None:
+def _find_frame(image: Image.Image, file: ImageFile, exif: ExifPolicy) -> Frame:
+    """Raises DataError where the image has another size than annotated."""
     height, width = file.size
-    if image.size == (width, height) or (image.size == (height, width) and _turned(image)):
-        return
+    orientation = read_orientation(image, file.path)
+    stored = stored_size(image, orientation)
+    frame = choose_frame(stored, orientation, (width, height), exif)
+    if frame is not None:
+        return frame
+    note = f" as stored, with EXIF orientation {orientation} (data.exif: {exif})" if orientation > 1 else ""
     raise DataError(
-        f"{one_line(str(file.path))}: is {image.width} x {image.height} px, but {file.entry} says width {width}, "
+        f"{one_line(str(file.path))}: is {stored[0]} x {stored[1]} px{note}, but {file.entry} says width {width}, "
         f"height {height}; correct the annotation file or restore the image it was made from (boxes would be "
         "misplaced)",
         "image_size",

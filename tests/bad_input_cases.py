@@ -156,14 +156,19 @@ def many_modes(bench: Bench) -> list[str]:
     return bench.check(full=True)
 
 
-def rotated(stored: tuple[int, int]) -> Callable[[Bench], list[str]]:
+def rotated(stored: tuple[int, int], *settings: str, orientation: int = 6) -> Callable[[Bench], list[str]]:
     def make(bench: Bench) -> list[str]:
         exif = Image.Exif()
-        exif[0x0112] = 6
+        exif[0x0112] = orientation
         bench.write_image(size=stored, format="JPEG", exif=exif)
-        return bench.check()
+        return bench.check(*settings)
 
     return make
+
+
+def rotated_square(bench: Bench) -> list[str]:
+    bench.set("images", 0, height=40, width=40)
+    return rotated((40, 40))(bench)
 
 
 def other_size(bench: Bench) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bad_input_cases as made
 import pytest
-from bad_input_cases import Bench, arguments, boxes, changed, entry, raw, text
+from bad_input_cases import SIZE, Bench, arguments, boxes, changed, entry, raw, text
 from tiny_run import write_experiment
 
 import main
@@ -53,6 +53,15 @@ TABLE = [
     Case(7, "CMYK, palette, alpha, 1 bit", made.many_modes, 0, r"mended in memory: 5\n  image_mode: 5\n.*mode CMYK"),
     Case(8, "EXIF rotation, as annotated", made.rotated((48, 40)), 0, "image_rotation: 1"),
     Case(8, "EXIF rotation, not annotated", made.rotated((40, 48)), 0, r"training images: ok"),
+    Case(
+        8, "EXIF rotation of a square", made.rotated_square, 0, "exif_ambiguous: 1\n.*1 image with a .*orientation 6: 1"
+    ),
+    Case(
+        8, "upside down", made.rotated(SIZE, orientation=3), 0, "exif_ambiguous: 1\n.*look at some, then set data.exif"
+    ),
+    Case(8, "upside down, applied", made.rotated(SIZE, "data.exif=apply", orientation=3), 0, "image_rotation: 1\n"),
+    Case(8, "mirrored, ignored", made.rotated(SIZE, "data.exif=ignore", orientation=2), 0, "training images: ok"),
+    Case(8, "rotated, applied", made.rotated(SIZE, "data.exif=apply"), 3, "as stored, with EXIF orientation 6"),
     Case(9, "another size", made.other_size, 3, "is 48 x 40 px, but .*images.0.* says width 47"),
     Case(10, "animation", made.animation, 0, "warnings: 1\n  animation: 1\n.*only the first frame"),
     Case(11, "decompression bomb", lambda b: b.check("data.max_image_pixels=1900"), 3, "max_image_pixels 1900; cut"),
