@@ -23,6 +23,7 @@ SINCE_3: dict[str, Any] = {
 ADDED_SINCE: dict[int, dict[str, Any]] = {1: {"batch": 0, "batches": 0, **SINCE_3}, 2: SINCE_3}
 """Of each earlier format: what it lacks, and what that was"""
 FORMATS = (*ADDED_SINCE, FORMAT)
+QUERY_TABLES = ("content_queries.weight", "query_maker.content.weight")
 
 
 @dataclass(frozen=True)
@@ -144,28 +145,48 @@ def _fits(value: Any, hint: Any) -> bool:
     return kind is not list or all(_fits(entry, arguments[0]) for entry in value)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a state dict in a detector."""
+
+    initial: list[str] = field(default_factory=list)
+    """Names of tensors that kept their initial values"""
+    tables: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Query tables of another number of rows -> rows of the file, rows of the detector; it has the first of both"""
+
+    def describe_tables(self) -> list[str]:
+        """One line per query table."""
+        return [
+            f"{name}: all {theirs} trained rows, {ours - theirs} more at initial values"
+            if theirs < ours
+            else f"{name}: the first {ours} of {theirs} trained rows"
+            for name, (theirs, ours) in self.tables.items()
+        ]
+
+
 def load_weights(
     detector: nn.Module,
     state: Mapping[str, Tensor],
     *,
     source: str,
+    starts: bool = False,
     reset: bool = False,
     remedy: str = "init_from with reset_head: true",
-) -> list[str]:
+) -> Loaded:
     """Copy a state dict into the detector; every tensor must find its place.
 
-    reset     tensors that the file lacks or has in another shape keep their initial values (class heads of
-              another data set, a longer query table); a table that only differs in its number of rows takes the
-              rows that both have. Tensors that the detector lacks are left out
+    starts    a training starts from it: a query table of another number of rows takes the first rows of both
+    reset     with `starts`: tensors that the file lacks or has in another shape keep their initial values (class heads
+              of another data set), and tensors that the detector lacks are left out
     remedy    what sets `reset`, for the message
-    returns   names that kept initial values, wholly or in part
 
     Raises CheckpointError with counts and the first ten names.
     """
     own = detector.state_dict()
+    tables = _tables_of_other_length(state, own) if starts else {}
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
-    mismatched = [name for name in own if name in state and state[name].shape != own[name].shape]
+    mismatched = [name for name in own if name in state and state[name].shape != own[name].shape and name not in tables]
     if (missing or unexpected or mismatched) and not reset:
         first = ", ".join((missing + unexpected + mismatched)[:10])
         raise CheckpointError(
@@ -176,16 +197,22 @@ def load_weights(
     if len(missing) + len(mismatched) == len(own):
         raise CheckpointError(f"{source}: not one of its {len(state)} tensors fits the detector")
     loaded = {name: value for name, value in state.items() if name in own and name not in mismatched}
-    for name in mismatched:
-        theirs, ours = state[name], own[name]
-        if name.endswith(QUERY_TABLES) and theirs.shape[1:] == ours.shape[1:]:
-            rows = min(len(theirs), len(ours))
-            loaded[name] = torch.cat([theirs[:rows], ours[rows:]])
+    for name, (theirs, ours) in tables.items():
+        rows = min(theirs, ours)
+        loaded[name] = torch.cat([state[name][:rows].to(own[name]), own[name][rows:]])
     detector.load_state_dict(loaded, strict=False)
-    return missing + mismatched
+    return Loaded(missing + mismatched, tables)
 
 
-QUERY_TABLES = ("content_queries.weight", "query_maker.content.weight")
+def _tables_of_other_length(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Query tables -> rows in the state, and rows here, where only these differ."""
+    found = {}
+    for name in QUERY_TABLES:
+        if name in own and name in state and state[name].ndim == own[name].ndim:
+            theirs, ours = state[name].shape, own[name].shape
+            if theirs[1:] == ours[1:] and theirs[0] != ours[0]:
+                found[name] = (theirs[0], ours[0])
+    return found
 
 
 def random_state(device: torch.device) -> Tensor:

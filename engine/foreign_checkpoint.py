@@ -48,18 +48,26 @@ STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "params", "ema", "ema_model")
+"""Keys under which files hold their weights, the first of them that there is"""
+MAX_WRAPPERS = 3
+"""Such keys inside one another"""
+
+
 @dataclass(frozen=True)
 class ForeignCheckpoint:
     """What is of use in a file of another project."""
 
     state: dict[str, Tensor]
-    """Every tensor under the name that the file gives it, without a leading `module.`"""
+    """Every tensor under the name that the file gives it"""
     categories: list[str] | None
     """Class names where the file has them (mmdetection's meta.dataset_meta.classes)"""
+    place: str
+    """Where in the file they were, and where others are that were not read"""
 
 
 def read_foreign_checkpoint(path: Path) -> ForeignCheckpoint:
-    """The tensors under `state_dict`, `model` or at the top, and the class names.
+    """The tensors under one of WRAPPERS, in one another too, or at the top, and the class names.
 
     Raises CheckpointError for a file that is missing, damaged, names an unknown class or function, holds no state
     dict, or has weights that are not finite.
@@ -69,16 +77,25 @@ def read_foreign_checkpoint(path: Path) -> ForeignCheckpoint:
         raise CheckpointError(f"{path}: holds {type(content).__name__}, not a dictionary of weights")
     if content.get("format") in FORMATS:
         raise CheckpointError(f"{path}: already a checkpoint of this project; it needs no conversion")
-    found = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
-    state = found[0] if found else content
+    state, place = _find_state(content)
     if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(
-            f"{path}: no tensors under state_dict, model or at the top; it holds {sorted(map(str, state))[:10]}"
+            f"{path}: no tensors under {', '.join(WRAPPERS)} or at the top; it holds {sorted(map(str, state))[:10]}"
         )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
     _check_finite(path, state)
-    return ForeignCheckpoint(dict(state), _categories(content))
+    return ForeignCheckpoint(dict(state), _categories(content), place)
+
+
+def _find_state(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The state dict in a file, and in words where it was."""
+    place, others = "", ""
+    for _ in range(MAX_WRAPPERS):
+        keys = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not keys:
+            break
+        content, place = content[keys[0]], f"{place}.{keys[0]}".removeprefix(".")
+        others += f"; not {', '.join(keys[1:])}" if keys[1:] else ""
+    return content, f"under {place}{others}" if place else "at the top"
 
 
 def _read(path: Path) -> Any:

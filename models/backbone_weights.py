@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from models.backbone import EfficientNetLite0, ResNet
+from models.conversion import strip_prefixes
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LITE0_STATISTICS = ((127 / 255,) * 3, (128 / 255,) * 3)
@@ -81,7 +82,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a readable weights file ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: not a state dict of tensors")
-    return dict(state)
+    return strip_prefixes(state)[0]
 
 
 def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:

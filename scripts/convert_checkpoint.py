@@ -16,7 +16,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +34,15 @@ from engine.checkpoint import load_checkpoint, load_weights, save_checkpoint, we
 from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
 from models.backbone_weights import load_backbone_weights
 from models.build import build_detector, fill_input_statistics
-from models.conversion import CLASS_TENSORS, Naming, mmdetection_naming, original_naming, to_mmdetection, translate
+from models.conversion import (
+    CLASS_TENSORS,
+    Naming,
+    mmdetection_naming,
+    original_naming,
+    strip_prefixes,
+    to_mmdetection,
+    translate,
+)
 
 SHOWN = 10
 
@@ -46,13 +54,15 @@ class Report:
     loaded: list[str]
     """Names here"""
     reset: list[str] = field(default_factory=list)
-    """Names here that kept initial values, wholly or in part"""
+    """Names here that kept initial values"""
     skipped: dict[str, list[str]] = field(default_factory=dict)
     """Why -> names in the file"""
+    tables: list[str] = field(default_factory=list)
+    """Query tables that were loaded in part, a line each"""
 
     def show(self) -> str:
         rows = [("loaded", self.loaded), *((f"skipped, {why}", names) for why, names in self.skipped.items())]
-        rows.append(("kept at initial values", self.reset))
+        rows += [("kept at initial values", self.reset), ("loaded in part", self.tables)]
         return "\n".join(f"{len(names):5d}  {title}{_first(names, ': ')}" for title, names in rows)
 
 
@@ -111,6 +121,9 @@ def convert_to_here(options: argparse.Namespace) -> None:
     config = fill_input_statistics(load_config(options.config, options.set))
     torch.manual_seed(config.runtime.seed)  # of tensors that keep their initial values
     foreign = None if options.source == "torchvision" else read_foreign_checkpoint(options.file)
+    if foreign is not None:
+        state, prefix = strip_prefixes(foreign.state)
+        foreign = replace(foreign, state=state)
     categories = choose_categories(options, config, foreign)
     detector = build_detector(config)
     if foreign is None:
@@ -121,6 +134,8 @@ def convert_to_here(options: argparse.Namespace) -> None:
     checkpoint = weights_checkpoint(detector.state_dict(), config=dump_config(config), categories=categories)
     _write(options.out, lambda path: save_checkpoint(path, checkpoint))
     print(f"{options.file}: {config.model.detector}, {len(categories)} classes: {_first(categories)}")
+    if foreign is not None:
+        print(f"weights: {foreign.place}{f', all names without their {prefix}' if prefix else ''}")
     print(report.show())
 
 
@@ -201,8 +216,11 @@ def load_detector(
     if other_classes:
         skipped["of other classes"] = [name for name in state if name.startswith(CLASS_TENSORS)]
         state = {name: value for name, value in state.items() if not name.startswith(CLASS_TENSORS)}
-    kept = load_weights(detector, state, source=str(options.file), reset=options.reset_head, remedy="--reset-head")
-    return Report(loaded=[name for name in own if name not in kept], reset=kept, skipped=skipped)
+    loaded = load_weights(
+        detector, state, source=str(options.file), starts=True, reset=options.reset_head, remedy="--reset-head"
+    )
+    names = [name for name in own if name not in loaded.initial and name not in loaded.tables]
+    return Report(loaded=names, reset=loaded.initial, skipped=skipped, tables=loaded.describe_tables())
 
 
 def load_backbone(detector: nn.Module, path: Path, config: Config) -> Report:

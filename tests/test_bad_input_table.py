@@ -167,6 +167,13 @@ TABLE = [
     ),
     Case(51, "other classes", made.other_classes(), 4, "of another shape.*reset_head: true"),
     Case(51, "other classes, reset", made.other_classes("reset_head=true"), 0, "initial values kept in .* tensors"),
+    Case(
+        51,
+        "longer query table",
+        lambda b: b.check(f"init_from={b.trained}", "model.num_queries=40"),
+        0,
+        "last.pth; content_queries.weight: all 30 trained rows, 10 more at initial values",
+    ),
     Case(52, "other number of processes", made.other_world, 0, "warning: the checkpoint is of 2 processes, this run"),
     Case(
         52,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,14 @@ def test_heads_of_another_size_are_reset_only_when_asked(experiment: Path, capsy
     arguments = ["dino.pth", "--from", "mmdetection", "--config", experiment, "--out", "here.pth"]
     assert convert(*arguments) == 4
     message = capsys.readouterr().err
-    assert "4 tensors missing, 0 unexpected, 5 of another shape; first: query_budget.density_branch" in message
+    assert "4 tensors missing, 0 unexpected, 4 of another shape; first: query_budget.density_branch" in message
     assert "--reset-head" in message
     assert not Path("here.pth").exists()
 
     assert convert(*arguments, "--reset-head") == 0
     out = capsys.readouterr().out
-    assert "    9  kept at initial values: " in out
+    assert "    8  kept at initial values: " in out
+    assert "    1  loaded in part: content_queries.weight: all 20 trained rows, 10 more at initial values\n" in out
     model, trained = load_checkpoint(Path("here.pth")).model, detector_state(experiment, *BASELINE)
     assert torch.equal(model["content_queries.weight"][:20], trained["content_queries.weight"])
     config = load_config(experiment)
@@ -135,6 +137,50 @@ def test_heads_of_another_size_are_reset_only_when_asked(experiment: Path, capsy
     assert convert(*back, "--set", *BASELINE) == 0
     out = capsys.readouterr().out
     assert "    4  skipped, of which this config's detector has none: query_budget.density_branch" in out
+
+
+PREFIXES = [
+    "module.",
+    "model.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "model.module._orig_mod.model.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_that_all_names_share_are_taken_off(
+    experiment: Path, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = published(experiment)
+    save_like_mmengine(Path("x.pth"), {prefix + name: value for name, value in state.items()}, CLASSES)
+    arguments = ["--from", "mmdetection", "--config", experiment, "--out"]
+    assert convert("x.pth", *arguments, "here.pth") == 0
+    assert f"weights: under state_dict, all names without their {prefix}\n" in capsys.readouterr().out
+    assert equal(load_checkpoint(Path("here.pth")).model, detector_state(experiment))
+    bare, *others = state
+    partly = {bare: state[bare], **{prefix + name: state[name] for name in others}}
+    save_like_mmengine(Path("y.pth"), partly, CLASSES)
+    assert convert("y.pth", *arguments, "there.pth") == 4
+    assert re.search(r"y.pth: another architecture: \d+ tensors missing, \d+ unexpected, 0 of", capsys.readouterr().err)
+
+
+def test_a_backbone_file_may_have_prefixes_too(experiment: Path) -> None:
+    state = {k.removeprefix("backbone."): v for k, v in detector_state(experiment).items() if k.startswith("backbone.")}
+    torch.save({f"module._orig_mod.{name}": value for name, value in state.items()}, "resnet.pth")
+    start = ["model.backbone.weights=resnet.pth", "runtime.output_dir=run", "optim.epochs=1", "optim.lr=1e-12"]
+    assert main.main(["--config", str(experiment), "--set", *start]) == 0
+    model = load_checkpoint(Path("run/last.pth")).model
+    assert all(torch.allclose(model[f"backbone.{name}"], value, atol=1e-6) for name, value in state.items())
+
+
+def test_trained_query_rows_are_kept_in_a_longer_table(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_like_mmengine(Path("x.pth"), published(experiment, "model.num_queries=20"), CLASSES)
+    assert convert("x.pth", "--from", "mmdetection", "--config", experiment, "--out", "here.pth") == 0
+    assert "    1  loaded in part: content_queries.weight: all 20 trained rows, 10 more" in capsys.readouterr().out
+    trained = detector_state(experiment, "model.num_queries=20")["content_queries.weight"]
+    assert torch.equal(load_checkpoint(Path("here.pth")).model["content_queries.weight"][:20], trained)
 
 
 def test_from_the_original_repositories(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,12 +124,34 @@ def test_init_from_takes_what_fits_only_when_asked(
     run(experiment, tmp_path / "first", "optim.epochs=1", "model.num_queries=20")
     start = [f"init_from={tmp_path / 'first' / 'last.pth'}", "optim.epochs=1"]
     refused = ["--config", str(experiment), "--set", f"runtime.output_dir={tmp_path / 'second'}", *start]
-    assert main.main(refused) == 4
+    assert main.main([*refused, "model.encoder.ffn_dim=64"]) == 4
     assert "reset_head: true" in capsys.readouterr().err
-    run(experiment, tmp_path / "second", *start, "reset_head=true", "optim.lr=1e-12")
+    run(experiment, tmp_path / "second", *start, "reset_head=true", "optim.lr=1e-12", "model.encoder.ffn_dim=64")
     first, second = (load_checkpoint(tmp_path / name / "last.pth").model for name in ("first", "second"))
     assert torch.allclose(first["content_queries.weight"], second["content_queries.weight"][:20], atol=1e-6)
     assert torch.allclose(first["decoder.norm.weight"], second["decoder.norm.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("queries", "line"),
+    [(30, "all 20 trained rows, 10 more at initial values"), (10, "the first 10 of 20 trained rows")],
+)
+def test_trained_query_rows_start_a_table_of_another_length(
+    experiment: Path, tmp_path: Path, queries: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(experiment, tmp_path / "first", "optim.epochs=1", "model.num_queries=20")
+    start = [f"init_from={tmp_path / 'first' / 'last.pth'}", f"model.num_queries={queries}", *STANDSTILL]
+    output = [f"runtime.output_dir={tmp_path / 'second'}"]
+    assert main.main(["--config", str(experiment), "--check", "--set", *start, *output]) == 0
+    assert f"last.pth; content_queries.weight: {line}\n" in capsys.readouterr().out
+    run(experiment, tmp_path / "second", *start)
+    assert f"last.pth; content_queries.weight: {line}" in (tmp_path / "second" / "log.txt").read_text()
+    first, second = (load_checkpoint(tmp_path / name / "last.pth").model for name in ("first", "second"))
+    assert first.keys() == second.keys()
+    for name, value in second.items():
+        rows = min(len(value), len(first[name])) if name == "content_queries.weight" else None
+        assert torch.allclose(first[name][:rows] if rows else first[name], value[:rows] if rows else value, atol=1e-6)
+    assert len(second["content_queries.weight"]) == queries
 
 
 DENSITY_BIAS = "query_budget.density_branch.output.bias"

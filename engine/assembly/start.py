@@ -138,9 +138,10 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
     if config.init_from is not None:
         path = expand_path(config.init_from, "init_from")
         state = load_checkpoint(path).best_weights
-        kept = load_weights(detector, state, source=str(path), reset=config.reset_head)
-        start = start if any(name.startswith("query_budget.") for name in kept) else ""
-        return f"{path}{f'; initial values kept in {len(kept)} tensors' if kept else ''}{start}"
+        loaded = load_weights(detector, state, source=str(path), starts=True, reset=config.reset_head)
+        kept = [f"initial values kept in {len(loaded.initial)} tensors"] if loaded.initial else []
+        start = start if any(name.startswith("query_budget.") for name in loaded.initial) else ""
+        return "; ".join([str(path), *kept, *loaded.describe_tables()]) + start
     backbone = config.model.backbone
     if backbone.weights is None:
         return f"random weights{start}"

@@ -90,8 +90,9 @@ def test_weights_must_fit_unless_reset() -> None:
     ):
         load_weights(detector, state, source="x.pth")
     before = {name: value.clone() for name, value in detector.state_dict().items()}
-    kept = load_weights(detector, state, source="x.pth", reset=True)
-    assert set(kept) == {"body.bias", "head.weight", "head.bias", "content_queries.weight"}
+    loaded = load_weights(detector, state, source="x.pth", starts=True, reset=True)
+    assert set(loaded.initial) == {"body.bias", "head.weight", "head.bias"}
+    assert loaded.tables == {"content_queries.weight": (3, 4)}
     after = detector.state_dict()
     assert (after["body.weight"] == 7).all()
     assert torch.equal(after["head.weight"], before["head.weight"])
@@ -99,9 +100,34 @@ def test_weights_must_fit_unless_reset() -> None:
     assert torch.equal(after["content_queries.weight"][3], before["content_queries.weight"][3])
 
 
+@pytest.mark.parametrize("table", ["content_queries", "query_maker.content"])
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [(2, ".weight: all 2 trained rows, 3 more at initial values"), (9, ".weight: the first 5 of 9 trained rows")],
+)
+def test_a_training_starts_from_a_query_table_of_any_length(table: str, reset: bool, rows: int, line: str) -> None:
+    parent, _, name = table.rpartition(".")
+    holder = nn.ModuleDict({name: nn.Embedding(5, 2)})
+    detector = nn.ModuleDict({"body": nn.Linear(2, 3), **({parent: holder} if parent else holder)})
+    initial = detector.state_dict()[f"{table}.weight"].clone()
+    trained = torch.arange(2.0 * rows, dtype=torch.float64).view(rows, 2)
+    state = {**detector.state_dict(), f"{table}.weight": trained}
+    with pytest.raises(CheckpointError, match=rf"0 unexpected, 1 of another shape; first: {table}.weight"):
+        load_weights(detector, state, source="x.pth")  # an evaluation or a run that goes on wants the very table
+    loaded = load_weights(detector, state, source="x.pth", starts=True, reset=reset)
+    assert (loaded.initial, loaded.describe_tables()) == ([], [table + line])
+    after, both = detector.state_dict()[f"{table}.weight"], min(rows, 5)
+    assert torch.equal(after[:both], trained[:both].float())
+    assert torch.equal(after[both:], initial[both:])
+    wider = {**state, f"{table}.weight": torch.zeros(rows, 3)}
+    with pytest.raises(CheckpointError, match="1 of another shape"):
+        load_weights(detector, wider, source="x.pth", starts=True)
+
+
 def test_weights_of_something_else_are_refused_even_with_reset() -> None:
     with pytest.raises(CheckpointError, match="not one"):
-        load_weights(nn.Linear(2, 2), {"other": torch.zeros(1)}, source="x.pth", reset=True)
+        load_weights(nn.Linear(2, 2), {"other": torch.zeros(1)}, source="x.pth", starts=True, reset=True)
 
 
 def test_random_state_is_restored() -> None:

@@ -50,16 +50,26 @@ def test_each_listed_name_is_inert(tmp_path: Path, name: str) -> None:
     assert same(read_foreign_checkpoint(path).state)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (STATE, "at the top"),
+        ({"state_dict": STATE, "epoch": 3}, "under state_dict"),
+        ({"model": STATE, "epoch": 3}, "under model"),
+        ({"params": STATE}, "under params"),
+        ({"ema": {"module": STATE, "updates": 3}, "epoch": 3}, "under ema.module"),
+        ({"ema": {"a": torch.ones(1)}, "model": STATE, "ema_model": {}}, "under model; not ema, ema_model"),
+        ({"model": {"state_dict": STATE}, "state": 1}, "under model.state_dict"),
+    ],
+)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_where_the_weights_are(tmp_path: Path, key: str | None, prefix: str, zipped: bool) -> None:
+def test_where_the_weights_are(tmp_path: Path, content: dict[str, Any], place: str, zipped: bool) -> None:
     path = tmp_path / "x.pth"
-    state = {prefix + name: value for name, value in STATE.items()}
-    torch.save(state if key is None else {key: state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     found = read_foreign_checkpoint(path)
     assert same(found.state)
     assert found.categories is None
+    assert found.place == place
 
 
 class RunsCode:
@@ -96,9 +106,10 @@ def test_an_unknown_class_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ([1, 2], "holds list"),
-        ({"epoch": 3}, r"no tensors under state_dict, model or at the top; it holds \['epoch'\]"),
+        ({"epoch": 3}, r"no tensors under state_dict, model, .* or at the top; it holds \['epoch'\]"),
         ({"state_dict": {}}, "no tensors"),
         ({"state_dict": {"a": 1.0}}, "no tensors"),
+        ({"model": {"model": {"model": {"model": STATE}}}}, r"no tensors under .*; it holds \['model'\]"),
         ({"format": 3, "model": STATE}, "already a checkpoint of this project"),
         (
             {"b": torch.tensor([1.0, torch.nan]), "c": torch.ones(1)},

@@ -10,7 +10,7 @@ from shrunken import CONFIGS, small_config
 from torch import Tensor, nn
 
 from configs.loader import load_config
-from engine.checkpoint import load_weights
+from engine.checkpoint import Loaded, load_weights
 from models.attention import QueryBlocks
 from models.build import build_detector
 from models.conversion import Naming, mmdetection_naming, original_naming, to_mmdetection, translate
@@ -79,7 +79,7 @@ def test_published_tensors_come_back_bit_for_bit(name: str) -> None:
     naming = mmdetection_of(config_name)
     detector = build_detector(load_config(CONFIGS / f"{config_name}.yaml"))
     translated = translate(published, naming, detector.state_dict())
-    assert load_weights(detector, translated.state, source=name) == []
+    assert load_weights(detector, translated.state, source=name) == Loaded()
     back = to_mmdetection(detector.state_dict(), naming)
     assert back.keys() == published.keys()
     for tensor, value in published.items():
@@ -134,7 +134,7 @@ def test_original_tensors_fit_and_land_in_their_places(name: str) -> None:
     detector = build_detector(config)
     state = original_state(config, num_classes=8, label_rows=9)
     translated = translate(state, original_of(config), detector.state_dict())
-    assert load_weights(detector, translated.state, source=name) == []
+    assert load_weights(detector, translated.state, source=name) == Loaded()
     own = detector.state_dict()
     class_head, box_head = ENCODER_HEADS[name]
     last = len(config.model.backbone.out_strides)
