@@ -4,6 +4,7 @@
     python scripts/benchmark.py model                    a detector's inference, part by part
     python scripts/benchmark.py train                    a training step
     python scripts/benchmark.py grow                     both, by queries, image side, batch and objects
+    python scripts/benchmark.py detectors                training steps of all detectors, by precision and batch
     python scripts/benchmark.py memory                   peak memory of a training step, predicted and measured
     python scripts/benchmark.py match                    matching, against one published assigner call per layer
     python scripts/benchmark.py targets                  density targets, against the published loop
@@ -23,13 +24,26 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.memory import tune_allocation
-from scripts.benchmarks import data, evaluation, growth, harness, match, memory, model, operator, targets, train
+from scripts.benchmarks import (
+    data,
+    detectors,
+    evaluation,
+    growth,
+    harness,
+    match,
+    memory,
+    model,
+    operator,
+    targets,
+    train,
+)
 
 PARTS = {
     "ops": operator,
     "model": model,
     "train": train,
     "grow": growth,
+    "detectors": detectors,
     "memory": memory,
     "match": match,
     "targets": targets,

@@ -143,6 +143,16 @@ def _status(key: str) -> int:
     return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
 
 
+def held_mebibytes(device: torch.device) -> float:
+    """Memory held now: by tensors on the GPU, or by this process."""
+    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else resident_mebibytes()
+
+
+def peak_held_mebibytes(device: torch.device) -> float:
+    """Most memory held since the last `peak_mebibytes` began: by tensors on the GPU, or by this process."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else process_mebibytes()
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
@@ -178,6 +188,11 @@ def report(name: str, tables: Sequence[Table], *, json_file: Path | None) -> Non
     facts = machine()
     stated = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
     print(*(table.markdown() + "\n" for table in tables), stated, sep="\n")
+    write(name, tables, facts, json_file=json_file)
+
+
+def write(name: str, tables: Sequence[Table], facts: Mapping[str, Any], *, json_file: Path | None) -> None:
+    """The tables and the machine as JSON, where a file is given."""
     if json_file is not None:
         content = {"benchmark": name, "machine": facts, "tables": {table.title: table.rows for table in tables}}
         json_file.write_text(json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,7 @@ from engine.memory import FIRST_USE, tune_allocation
 from engine.optim import build_optimizer
 from engine.train import AUTOCAST_TYPES
 from models.build import build_criterion, build_detector, estimate_training_step, expected_queries
-from scripts.benchmarks.harness import Cell, Table, process_mebibytes, resident_mebibytes
+from scripts.benchmarks.harness import Cell, Table, held_mebibytes, peak_held_mebibytes
 from scripts.benchmarks.scenes import add_scene_options, fix_queries, load_experiment, random_batch
 from scripts.benchmarks.train import Step
 
@@ -55,18 +55,17 @@ def run_case(options: argparse.Namespace, objects: int) -> dict[str, Cell]:
         autocast=AUTOCAST_TYPES.get(config.runtime.amp),
     )
     seconds = time.perf_counter() - start
-    on_gpu = device.type == "cuda"
-    loaded = torch.cuda.memory_allocated(device) / 2**20 if on_gpu else resident_mebibytes()
-    predicted = (estimate.peak - estimate.weights + (0 if on_gpu else FIRST_USE)) / 2**20
+    loaded = held_mebibytes(device)
+    predicted = (estimate.peak - estimate.weights + (0 if device.type == "cuda" else FIRST_USE)) / 2**20
 
     queries = expected_queries(config, [objects])[0]
     fix_queries(detector, queries)
     classes = config.model.num_classes
     batch = random_batch(batch=options.batch, side=options.side, objects=objects, num_classes=classes, device=device)
-    step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim))
+    step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim), amp=config.runtime.amp)
     for _ in range(STEPS):
         step(batch)
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else process_mebibytes()
+    peak = peak_held_mebibytes(device)
     return {
         "objects": objects,
         "queries": queries,

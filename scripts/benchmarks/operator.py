@@ -2,7 +2,12 @@
 
 The shapes of a full-size detector on one 800x800 image: 8 heads of 32 channels, 5 levels, 4 points; in the encoder
 every one of the 53,294 tokens is a query, the decoder has 300, 900 or 2,000. "head-major" is a value whose memory is
-ordered (B, M, S, D). "share of limit" is, on a GPU, how near the time comes to the L2 traffic that cannot be avoided.
+ordered (B, M, S, D).
+
+On a GPU, "share of memory limit" is how near the time comes to that of reading every input once and writing every
+result once, at the speed of a copy within the same memory: no kernel can be faster. "share of L2 limit" is that of
+reading the four neighbours of every sample, at the speed at which torch sums what lies in the L2 cache: a kernel is
+faster only as far as neighbours come from the cache before that. Times there are those of several calls in a row.
 """
 
 import argparse
@@ -18,8 +23,20 @@ from scripts.benchmarks.harness import Cell, Table, median, peak_mebibytes, seco
 
 SHAPES = ((200, 200), (100, 100), (50, 50), (25, 25), (13, 13))
 HEADS, WIDTH, POINTS = 8, 32, 4
-L2_BYTES_PER_SECOND = 5.5e12
-"""Assumed of an H100; the share of the limit is no better than this figure."""
+CALLS = 20
+"""In a row, on a GPU, so that waiting for it does not count"""
+COPIED = 2**29
+"""Bytes of the copy that measures a GPU's memory"""
+PASSES = 64
+"""Over what lies in the L2 cache, to measure that"""
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Of a GPU, bytes per second, read and written together."""
+
+    memory: float
+    l2: float
 
 
 @dataclass(frozen=True)
@@ -49,13 +66,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> list[Table]:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    return [
+    bandwidth = measure_bandwidth(device, repeats=options.repeats) if device.type == "cuda" else None
+    tables = [
         Table(
             f"{'encoder' if not count else f'decoder, {count:,} queries'}, {options.dtype}",
-            list(_rows(count, device, dtype, repeats=options.repeats)),
+            list(_rows(count, device, dtype, bandwidth, repeats=options.repeats)),
         )
         for count in options.queries
     ]
+    if bandwidth is not None:
+        speeds: dict[str, Cell] = {"copy, GB/s": bandwidth.memory / 1e9, "reads from L2, GB/s": bandwidth.l2 / 1e9}
+        tables.append(Table("limits of the device", [speeds]))
+    return tables
+
+
+def measure_bandwidth(device: torch.device, *, repeats: int) -> Bandwidth:
+    """Of a GPU: copying a large tensor, and summing one of a quarter of the L2 cache over and over."""
+    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
+    copy = torch.empty_like(source)
+    cached = torch.ones(torch.cuda.get_device_properties(device).L2_cache_size // 16, device=device)
+    passes = cached.expand(PASSES, -1)
+    milliseconds = _medians({"copy": lambda: copy.copy_(source), "l2": lambda: passes.sum(1)}, device, repeats)
+    return Bandwidth(2e3 * COPIED / milliseconds["copy"], 1e3 * PASSES * cached.nbytes / milliseconds["l2"])
 
 
 def make_call(queries: int, *, device: torch.device, dtype: torch.dtype, head_major: bool = False) -> Call:
@@ -85,7 +117,21 @@ def _centres(height: int, width: int) -> Tensor:
     return torch.stack([(x.flatten() + 0.5) / width, (y.flatten() + 0.5) / height], dim=-1)
 
 
-def _rows(queries: int, device: torch.device, dtype: torch.dtype, *, repeats: int) -> Iterator[dict[str, Cell]]:
+def limits(call: Call, bandwidth: Bandwidth) -> dict[str, float]:
+    """Milliseconds that a forward pass, and forward and backward together, take at least; see the module."""
+    inputs = call.value.nbytes + call.locations.nbytes + call.weights.nbytes
+    forward = inputs + call.output_gradient.nbytes  # the output is as large
+    neighbours = 4 * call.weights.numel() * call.value.shape[-1] * call.value.element_size()
+    return {
+        "forward, memory": 1e3 * forward / bandwidth.memory,
+        "both, memory": 1e3 * (2 * forward + inputs) / bandwidth.memory,
+        "forward, L2": 1e3 * neighbours / bandwidth.l2,
+    }
+
+
+def _rows(
+    queries: int, device: torch.device, dtype: torch.dtype, bandwidth: Bandwidth | None, *, repeats: int
+) -> Iterator[dict[str, Cell]]:
     call = make_call(queries, device=device, dtype=dtype)
     fast = choose_backend(device.type)
     runs: dict[str, tuple[Call, str]] = {name: (call, name) for name in ("grid_sample", "embedding_bag")}
@@ -93,8 +139,10 @@ def _rows(queries: int, device: torch.device, dtype: torch.dtype, *, repeats: in
         runs[fast] = (call, fast)
         head_major = make_call(queries, device=device, dtype=dtype, head_major=True)
         runs[f"{fast}, head-major"] = (head_major, fast)
-    forward = _medians({name: partial(call.forward, backend) for name, (call, backend) in runs.items()}, repeats)
-    both = _medians({name: partial(call.both, backend) for name, (call, backend) in runs.items()}, repeats)
+    forward = _medians(
+        {name: partial(call.forward, backend) for name, (call, backend) in runs.items()}, device, repeats
+    )
+    both = _medians({name: partial(call.both, backend) for name, (call, backend) in runs.items()}, device, repeats)
     for name, (call, backend) in runs.items():
         row: dict[str, Cell] = {
             "backend": name,
@@ -104,16 +152,21 @@ def _rows(queries: int, device: torch.device, dtype: torch.dtype, *, repeats: in
             "times faster ": both["grid_sample"] / both[name],
             "peak memory of both, MiB": peak_mebibytes(partial(call.both, backend)),
         }
-        if device.type == "cuda":
-            row["share of limit"] = _limit_milliseconds(call) / forward[name]
+        if bandwidth is not None:
+            least = limits(call, bandwidth)
+            row["forward, share of memory limit"] = least["forward, memory"] / forward[name]
+            row["both, share of memory limit"] = least["both, memory"] / both[name]
+            row["forward, share of L2 limit"] = least["forward, L2"] / forward[name]
         yield row
 
 
-def _medians(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    return {name: 1e3 * median(values) for name, values in seconds_alternately(work, repeats=repeats).items()}
+def _medians(work: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+    """Milliseconds of one call of each."""
+    calls = CALLS if device.type == "cuda" else 1
+    several = {name: partial(_repeat, run, calls) for name, run in work.items()}
+    return {name: 1e3 * median(v) / calls for name, v in seconds_alternately(several, repeats=repeats).items()}
 
 
-def _limit_milliseconds(call: Call) -> float:
-    """Of the forward pass on an H100: four rows per sample out of the L2 cache."""
-    rows = 4 * call.weights.numel()
-    return 1e3 * rows * WIDTH * call.value.element_size() / L2_BYTES_PER_SECOND
+def _repeat(run: Callable[[], object], calls: int) -> None:
+    for _ in range(calls):
+        run()

@@ -13,6 +13,7 @@ from torch import nn
 
 from datasets.structures import Batch
 from engine.optim import build_optimizer
+from engine.train import autocast
 from models.build import build_criterion, build_detector
 from models.criterion import Criterion
 from scripts.benchmarks.harness import Cell, Table, median, peak_mebibytes, process_mebibytes, synchronise
@@ -32,7 +33,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
     for objects in options.objects:
         torch.manual_seed(0)
         detector = build_detector(config).to(device).train()
-        step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim))
+        step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim), amp=config.runtime.amp)
         batch = random_batch(
             batch=options.batch,
             side=options.side,
@@ -55,14 +56,18 @@ def measure(options: argparse.Namespace) -> list[Table]:
 class Step:
     """One training step after another; a call returns the wall and CPU seconds of each stage."""
 
-    def __init__(self, detector: nn.Module, criterion: Criterion, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, detector: nn.Module, criterion: Criterion, optimizer: torch.optim.Optimizer, *, amp: str = "none"
+    ) -> None:
         self.detector = detector
         self.criterion = criterion
         self.optimizer = optimizer
+        self.amp = amp
 
     def __call__(self, batch: Batch) -> list[tuple[float, float]]:
         moments = [_now()]
-        output = self.detector(batch.images, batch.padding_mask, batch.targets)
+        with autocast(batch.images.device, self.amp):
+            output = self.detector(batch.images, batch.padding_mask, batch.targets)
         moments.append(_now())
         losses = self.criterion(output, batch.targets)
         total = torch.stack(list(losses.values())).sum()

@@ -1,0 +1,54 @@
+"""What the machine is, as torch and the driver say it: python -m scripts.gpu_steps.facts FILE.json"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ops.cuda_build import NoCudaError, find_nvcc
+
+
+def facts() -> dict[str, Any]:
+    """Of GPUs, in the order in which torch numbers them: name, capability, memory."""
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(i)
+        gpus.append(f"{found.name}, sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB")
+    return {
+        "gpus": gpus,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0],
+        "torch": torch.__version__,
+        "torch's CUDA": torch.version.cuda,
+        "nvcc": _nvcc(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "commit": _output("git", "describe", "--always", "--dirty"),
+    }
+
+
+def _nvcc() -> str:
+    try:
+        return _output(find_nvcc(), "--version").rpartition("\n")[2]
+    except NoCudaError as reason:
+        return str(reason)
+
+
+def _output(*command: str) -> str:
+    """What it prints; nothing where it cannot be run."""
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+if __name__ == "__main__":
+    stated = facts()
+    Path(sys.argv[1]).write_text(json.dumps(stated, indent=2) + "\n")
+    print(*(f"{name}: {value}" for name, value in stated.items()), sep="\n")

@@ -1,0 +1,69 @@
+"""Exact resume: a run stopped in its second epoch and resumed must end in the same bits as an undisturbed one.
+
+python -m scripts.gpu_steps.resume FOLDER [--device cuda] [--processes 2]
+
+The toy of scripts/chaos.py with heads that the compiled kernels take, and runtime.deterministic. On GPUs another
+undisturbed run tells whether the device repeats itself at all. Exit code 1 where anything differs.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from engine.checkpoint import load_checkpoint
+from engine.memory import tune_allocation
+from scripts.faults.hooks import at_step
+from scripts.faults.launch import Run
+from scripts.faults.resume import terminate_self
+from scripts.faults.toy import BATCHES, Toy, differences
+
+WIDE_HEADS = ["model.hidden_dim=64", "model.neck.num_groups=8"]
+STOPPED = 75
+
+
+def main(arguments: list[str] | None = None) -> int:
+    tune_allocation()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="for data and runs")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--processes", type=int, default=1, help="each with a GPU of its own, where they are on GPUs")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    settings = [*WIDE_HEADS, f"runtime.device={options.device}", "runtime.deterministic=true"]
+    toy = Toy(options.folder, settings)
+    runs = {"repeated": repeat} if options.device == "cuda" else {}
+    runs["stopped and resumed"] = stop_and_resume
+    found = {name: run(toy, options.processes) for name, run in runs.items()}
+    whole = toy.whole(options.processes)
+    print("; ".join(f"{name}: {_verdict(folder, whole)}" for name, folder in found.items()))
+    return int(any(differences(folder, whole) for folder in found.values()))
+
+
+def repeat(toy: Toy, ranks: int) -> Path:
+    """The folder of another undisturbed run."""
+    folder = toy.folder("again")
+    Run(toy.begin(folder, ranks=ranks), log=folder.with_suffix(".txt"), ranks=ranks).expect(0)
+    return folder
+
+
+def stop_and_resume(toy: Toy, ranks: int) -> Path:
+    """The folder of a run that was stopped within its second epoch, and resumed."""
+    folder = toy.folder("stopped")
+    hook = partial(at_step, BATCHES + 2, terminate_self)
+    Run(toy.begin(folder, ranks=ranks), log=folder.with_suffix(".txt"), ranks=ranks, hook=hook).expect(STOPPED)
+    Run(toy.go_on(folder, ranks=ranks), log=folder.with_suffix(".end.txt"), ranks=ranks).expect(0)
+    return folder
+
+
+def _verdict(folder: Path, whole: Path) -> str:
+    different = differences(folder, whole)
+    if not different:
+        return "the same bits"
+    ours, theirs = (load_checkpoint(each / "last.pth").model for each in (folder, whole))
+    largest = max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in theirs)
+    return f"different {', '.join(different)}; weights by up to {largest:.1e}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
