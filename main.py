@@ -8,8 +8,8 @@
     torchrun --nproc_per_node=2 main.py --config X                    two processes
     python main.py --config X --check                                 look at everything first; train nothing
 
-SIGTERM or SIGINT (Ctrl-C) stops a training after the step in hand: last.pth holds it, and --resume goes on to the same
-weights as a run that was not stopped. With --resume auto a cluster can repeat one command until it returns 0.
+SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops a training after the step in hand: last.pth holds it, and --resume goes on to
+the same weights as a run that was not stopped. With --resume auto a cluster can repeat one command until it returns 0.
 status.json in the run folder tells the state and the exit code, also under torchrun, which returns 1 for all of them.
 
 Exit codes: 0 done, 2 usage, config, run folder or start of the processes, 3 data, 4 checkpoint or weights, 5 the loss
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from configs.loader import dump_config
 from configs.paths import check_paths, path_argument
+from console import guard_console
 from engine.assembly.check import check
 from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
 from engine.assembly.runs import evaluate_checkpoint, resolve_config, start_runtime, train
@@ -82,6 +83,7 @@ def require_usage(arguments: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and return the exit code; expected errors are one message, without a traceback."""
+    guard_console()
     tune_allocation()
 
     def work() -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from configs.schema import Config
 from configs.tree import join, write_value
+from console import guard_console
 
 HEADER = """# Configuration keys
 
@@ -80,4 +81,5 @@ def _default(default: Any) -> str:
 
 
 if __name__ == "__main__":
+    guard_console()
     sys.stdout.write(describe_schema())

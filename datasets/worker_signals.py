@@ -6,11 +6,12 @@ import threading
 
 
 def leave_signals_to_parent(_: int) -> None:
-    """`worker_init_fn` of a loader: SIGINT is ignored, SIGTERM too unless the parent sent it.
+    """`worker_init_fn` of a loader: SIGINT and SIGHUP are ignored, SIGTERM too unless the parent sent it.
 
     Clusters and terminals signal every process of a job. Workers end when their parent closes the loader or dies.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_obey_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the run stops after the step in hand, on all processes after the same one."""
+"""SIGTERM, SIGINT and SIGHUP: the run stops after the step in hand, on all processes after the same one."""
 
 import signal
 import time
@@ -12,10 +12,12 @@ import torch.distributed as dist
 
 from engine.distributed import Processes
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""SIGHUP: the terminal or the connection is gone"""
 PATIENCE = 3.0
 """Seconds after which a further SIGINT ends the process at once; torchrun repeats the first one sooner."""
-
+REPEATED = (signal.SIGTERM, signal.SIGHUP)
+"""Once a run stops, a further one does not disturb its end; a terminal that closes sends more than one"""
 
 Item = TypeVar("Item")
 
@@ -29,11 +31,12 @@ def interruptible() -> Iterator[None]:
     """Inside, a signal raises Interrupted at once, but where a StopRequest is open: before and after training."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a repeated one does not disturb the end
+        for repeated in REPEATED:
+            signal.signal(repeated, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise Interrupted(f"stopped by {signal.Signals(number).name} outside the training; start again in the same way")
 
-    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    previous = {number: signal.signal(number, interrupt) for number in _heeded()}
     try:
         yield
     finally:
@@ -106,13 +109,14 @@ class StopRequest:
         return Interrupted(f"stopped by {self._noted or 'a signal to another process'}; {self._remedy}")
 
     def __enter__(self) -> Self:
-        for number in SIGNALS:
+        for number in _heeded():
             self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            ends = (self.agreed or self._noted is not None) and number in REPEATED and callable(handler)
+            signal.signal(number, signal.SIG_IGN if ends else handler)  # `interruptible` gives it back
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._noted is None:
@@ -127,3 +131,8 @@ class StopRequest:
         if self._processes.world_size > 1:
             dist.all_reduce(noted, op=dist.ReduceOp.MAX)
         return noted
+
+
+def _heeded() -> list[signal.Signals]:
+    """SIGHUP that was ignored at the start stays ignored: nohup wants it so."""
+    return [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]

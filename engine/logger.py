@@ -5,7 +5,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO, TypeVar
@@ -30,7 +31,9 @@ class RunLogger:
     """
 
     def __init__(self, folder: Path, *, is_main: bool) -> None:
-        self._folder = folder
+        self._log_file = folder / "log.txt"
+        self._metrics_file = folder / "metrics.jsonl"
+        self._events_folder = folder / "tensorboard"
         self._is_main = is_main
         self._start = time.monotonic()
         self._log: TextIO | None = None
@@ -39,7 +42,7 @@ class RunLogger:
         self._purge_step: int | None = None
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log = (folder / "log.txt").open("a", encoding="utf-8")
+            self._log = self._log_file.open("a", encoding="utf-8", errors="backslashreplace")
 
     def say(self, text: str) -> None:
         """A line on stdout and in `log.txt`, after the time since the start; further lines follow as they are."""
@@ -49,7 +52,8 @@ class RunLogger:
         line = f"[{minutes // 60}:{minutes % 60:02}:{seconds:02}] {text}"
         tqdm.write(line, file=sys.stdout)  # a progress bar on the terminal stays whole
         sys.stdout.flush()
-        print(line, file=self._log, flush=True)
+        with naming(self._log_file):
+            print(line, file=self._log, flush=True)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl`, {"kind", "step", **values}, and the TensorBoard scalars `kind/name`.
@@ -63,12 +67,14 @@ class RunLogger:
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         if self._metrics is None:
-            self._metrics = (self._folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = self._metrics_file.open("a", encoding="utf-8")
         line = json.dumps({"kind": kind, "step": int(step), **finite}, allow_nan=False)
-        print(line, file=self._metrics, flush=True)
-        writer = self._summary_writer()
-        for name, value in numbers.items():
-            writer.add_scalar(f"{kind}/{name}", value, step)
+        with naming(self._metrics_file):
+            print(line, file=self._metrics, flush=True)
+        with naming(self._events_folder):
+            writer = self._summary_writer()
+            for name, value in numbers.items():
+                writer.add_scalar(f"{kind}/{name}", value, step)
 
     def image(self, tag: str, step: int, image: Image.Image | np.ndarray) -> None:
         """A TensorBoard image; a PIL image or (H, W, 3) uint8 RGB. Raises ValueError for other arrays."""
@@ -77,7 +83,8 @@ class RunLogger:
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f"image {tag!r} is {pixels.dtype} of shape {pixels.shape}; expected uint8, (H, W, 3)")
-        self._summary_writer().add_image(tag, pixels, step, dataformats="HWC")
+        with naming(self._events_folder):
+            self._summary_writer().add_image(tag, pixels, step, dataformats="HWC")
 
     def rewind(self, step: int, *, undone: str | None = None) -> None:
         """Forget what was recorded after `step`: call it on resume, before the first record; -1 forgets everything.
@@ -92,23 +99,26 @@ class RunLogger:
         if self._metrics is not None or self._events is not None:
             raise RuntimeError("rewind comes too late, this run has written records; call it before the first one")
         self._purge_step = step + 1
-        path = self._folder / "metrics.jsonl"
+        path = self._metrics_file
         if not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         records = [(line, json.loads(line)) for line in _complete_lines(lines, path)]
         kept = [line for line, found in records if (found["step"], found.get("kind") == undone) <= (step, False)]
         if len(kept) < len(lines):
-            _replace_text(path, "".join(kept))
+            with naming(path):
+                _replace_text(path, "".join(kept))
             self.say(f"{path.name}: {len(lines) - len(kept)} records after step {step} dropped")
 
     def close(self) -> None:
         """Write out and close the files; further calls do nothing."""
         if self._events is not None:
-            self._events.close()
-        for file in (self._metrics, self._log):
+            with naming(self._events_folder):
+                self._events.close()
+        for path, file in ((self._metrics_file, self._metrics), (self._log_file, self._log)):
             if file is not None:
-                file.close()
+                with naming(path):
+                    file.close()
         self._log = self._metrics = self._events = None
         self._is_main = False
 
@@ -124,9 +134,20 @@ class RunLogger:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter  # here, as its import takes seconds
 
-            folder = str(self._folder / "tensorboard")
-            self._events = SummaryWriter(folder, purge_step=self._purge_step, flush_secs=30)
+            self._events = SummaryWriter(str(self._events_folder), purge_step=self._purge_step, flush_secs=30)
         return self._events
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside that names no file gets this one: the system names a file that cannot be opened, not one that
+    cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def progress(iterable: Iterable[Item], *, total: int | None, description: str, enabled: bool) -> Iterable[Item]:

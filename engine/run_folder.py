@@ -23,7 +23,7 @@ from engine.distributed import Processes, gather_rows
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Errors of file systems without locks: there nothing stops a second run."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""Errors of writing, whichever file it was"""
+"""Errors of writing"""
 
 
 class RunFolderError(Exception):
@@ -93,7 +93,7 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """An error of writing in the folder (logs, results) becomes a RunFolderError."""
+        """An error of writing a file in the folder (logs, results) becomes a RunFolderError."""
         if self._lock is None:
             return
         unwritten = error if isinstance(error, OSError) and self._is_of_writing(error) else None
@@ -104,7 +104,7 @@ class RunFolder:
             self._write_status(state, code)
         self._lock.close()
         if unwritten is not None:
-            raise RunFolderError(self._not_saved(Path(unwritten.filename or self.path), unwritten)) from unwritten
+            raise RunFolderError(self._not_saved(Path(unwritten.filename), unwritten)) from unwritten
 
     def require_space(self, checkpoint_bytes: int) -> None:
         """Raises RunFolderError unless all checkpoints of this size that are yet to come fit on the disk."""
@@ -183,8 +183,8 @@ class RunFolder:
             raise RunFolderError(problem or f"{self.path}: the main process cannot use it")
 
     def _is_of_writing(self, error: OSError) -> bool:
-        inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(self.path)
-        return error.errno in NO_ROOM or (error.errno in (errno.EACCES, errno.EPERM) and inside)
+        named = isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(self.path)
+        return named and error.errno in NO_ROOM | {errno.EACCES, errno.EPERM}
 
     def _not_writable(self, error: OSError) -> str:
         return f"{self.path}: not writable ({error.strerror}); set runtime.output_dir to a folder that is"

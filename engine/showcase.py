@@ -9,7 +9,7 @@ from PIL import Image
 
 from engine.distributed import Processes
 from engine.evaluate import Evaluation, ImagePrediction, ObjectRecord
-from engine.logger import RunLogger
+from engine.logger import RunLogger, naming
 from engine.report import Report, format_report, report_record
 from engine.visualize import Picture, draw_gallery
 
@@ -42,8 +42,9 @@ def show_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     text, record = format_report(report), report_record(report)
     logger.say(f"step {step}\n{text}")
-    (folder / "evaluation.txt").write_text(text + "\n", encoding="utf-8")
-    (folder / "evaluation.json").write_text(json.dumps(record | {"step": step}, indent=1) + "\n", encoding="utf-8")
+    with naming(folder):
+        (folder / "evaluation.txt").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        (folder / "evaluation.json").write_text(json.dumps(record | {"step": step}, indent=1) + "\n", encoding="utf-8")
     numbers = record["detection"] | {f"count/{name}": value for name, value in record["counts"].items()}
     logger.record("evaluation", step, {name: value for name, value in numbers.items() if value is not None})
     if evaluation.pictures:
@@ -53,7 +54,8 @@ def show_evaluation(
             for found in evaluation.pictures
         ]
         gallery = draw_gallery(pictures, class_names, score_threshold)
-        gallery.save(folder / "gallery.png")
+        with naming(folder):
+            gallery.save(folder / "gallery.png")
         logger.image("evaluation/gallery", step, gallery)
 
 

@@ -120,7 +120,7 @@ class Trainer:
     def fit(self) -> None:
         """Train, evaluate and save until the last epoch is done and evaluated.
 
-        Raises Interrupted after SIGTERM or SIGINT, once last.pth holds the step in hand; RunFolderError where the
+        Raises Interrupted after a signal to stop, once last.pth holds the step in hand; RunFolderError where the
         checkpoints have no room.
         """
         epochs = self.config.optim.epochs

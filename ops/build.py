@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from console import guard_console
 from ops import cuda_build, cuda_kernels
 from ops.cuda_build import NoCudaError
 from ops.library import (
@@ -251,6 +252,7 @@ def _check() -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     parser = argparse.ArgumentParser(prog="python -m ops.build", description=__doc__)
     parser.add_argument("--check", action="store_true", help="build nothing; test every backend that is there")
     options = parser.parse_args(arguments)

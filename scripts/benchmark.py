@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from console import guard_console
 from engine.memory import tune_allocation
 from scripts.benchmarks import (
     data,
@@ -54,6 +55,7 @@ PARTS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     tune_allocation()
     options = parse(arguments)
     torch.set_num_threads(options.threads)

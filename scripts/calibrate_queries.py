@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import path_argument
 from configs.schema import Config
+from console import guard_console
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
@@ -62,6 +63,7 @@ CHECKPOINT, CALIBRATED, ORACLE = "checkpoint", "calibrated", "oracle count"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     options = parse(arguments)
     return exit_code(lambda: calibrate_queries(options), EXIT_CODES)
 

@@ -22,6 +22,7 @@ import torch.utils.tensorboard  # here, for all the processes that are forked fr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from console import guard_console
 from engine.memory import tune_allocation
 from scripts.benchmarks.harness import Table, machine
 from scripts.faults import damage, disk, kill, restart, resume, sigterm, throughput
@@ -41,6 +42,7 @@ EXPERIMENTS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     tune_allocation()  # torch asks once how to allocate: what is forked later cannot choose any more
     options = parse(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"

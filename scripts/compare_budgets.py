@@ -25,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import escape_path
+from console import guard_console
 from engine.assembly import runs
 from engine.assembly.exit_codes import EXIT_CODES, exit_code
 from engine.checkpoint import load_checkpoint
@@ -55,6 +56,7 @@ Results = dict[str, dict[str, Measured]]
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     options = parse(arguments)
     return exit_code(lambda: compare(options), {**EXIT_CODES, ChildError: 1})
 

@@ -27,6 +27,7 @@ from torch import nn
 from configs.loader import dump_config, load_config, parse_config
 from configs.paths import path_argument
 from configs.schema import Config
+from console import guard_console
 from datasets.annotations import read_annotations
 from engine.archive import CheckpointError, write_archive
 from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
@@ -67,6 +68,7 @@ class Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     options = parse_arguments(arguments)
     return exit_code(lambda: convert(options), EXIT_CODES)
 

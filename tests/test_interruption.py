@@ -16,7 +16,8 @@ import main
 from engine.assembly import runs
 from engine.assembly import start as begin
 from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.interruption import StopRequest
+from engine.interruption import SIGNALS, StopRequest
+from engine.run_folder import RunFolder
 
 STEPS = 6
 """Of the whole run: five images in batches of two, two epochs"""
@@ -76,14 +77,14 @@ def status(folder: Path) -> dict:
     return json.loads((folder / "status.json").read_text())
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM after so many steps of the next run."""
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals = signal.SIGTERM) -> None:
+    """The signal after so many steps of the next run."""
     agree = StopRequest.agree
 
     def signalled(request: StopRequest) -> bool:
         signalled.calls += 1
         if signalled.calls == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return agree(request)
 
     signalled.calls = 0
@@ -106,6 +107,50 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits(
     assert_same_end(folder, whole)
     found = status(folder)
     assert [found[key] for key in ("state", "exit_code", "step")] == ["finished", 0, STEPS]
+
+
+def test_a_terminal_that_is_gone_stops_a_run_as_sigterm_does(
+    experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(2, patch, signal.SIGHUP)
+        assert main.main(arguments(experiment, folder)) == 75
+    assert "stopped by SIGHUP; go on with --resume" in capsys.readouterr().err
+    assert [status(folder)[key] for key in ("state", "exit_code", "step")] == ["interrupted", 75, 2]
+    assert main.main(["--resume", str(folder / "last.pth")]) == 0
+    assert_same_end(folder, whole)
+
+
+def test_a_sighup_that_nohup_ignores_stays_ignored(
+    experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(2, monkeypatch, signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main.main(arguments(experiment, tmp_path / "run")) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_end(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_repeated_does_not_disturb_the_end(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The shell and the kernel both send SIGHUP when a terminal closes."""
+    write_status = RunFolder._write_status
+
+    def signalled(folder: RunFolder, state: str, code: int | None) -> None:
+        if state == "interrupted":
+            os.kill(os.getpid(), number)
+        write_status(folder, state, code)
+
+    monkeypatch.setattr(RunFolder, "_write_status", signalled)
+    stop_after(2, monkeypatch, number)
+    assert main.main(arguments(experiment, tmp_path / "run")) == 75
+    assert [status(tmp_path / "run")[key] for key in ("state", "exit_code")] == ["interrupted", 75]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
@@ -161,9 +206,9 @@ def test_a_signal_before_the_training_ends_the_run_at_once(
 
 
 def test_the_handlers_are_given_back(experiment: Path, tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     assert main.main(arguments(experiment, tmp_path / "run", "optim.epochs=1")) == 0
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -183,13 +228,15 @@ def command(processes: int) -> list[str]:
     return [sys.executable, *(launcher if processes > 1 else []), str(Path(main.__file__))]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_real_signal_to_everything_that_belongs_to_the_run(experiment: Path, tmp_path: Path, processes: int) -> None:
-    """As a cluster stops a job: launcher, trainer and loader workers all get it."""
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGHUP)])
+def test_a_real_signal_to_everything_that_belongs_to_the_run(
+    experiment: Path, tmp_path: Path, processes: int, number: signal.Signals
+) -> None:
+    """As a cluster stops a job, or a terminal closes: launcher, trainer and loader workers all get it."""
     folder = tmp_path / "run"
     endless = ["optim.epochs=1000", "evaluation.every_epochs=1000", "data.num_workers=2"]
     process = start([*command(processes), *arguments(experiment, folder, *endless)], folder)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     _, error = process.communicate(timeout=100)
     assert process.returncode == (75 if processes == 1 else 1), error[-2000:]  # torchrun hides the code
     found, stopped = status(folder), load_checkpoint(folder / "last.pth")

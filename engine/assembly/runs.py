@@ -36,7 +36,7 @@ from engine.determinism import GPU_NOTICE, determinism
 from engine.distributed import Processes, StartError, processes_that_differ, start_processes
 from engine.evaluate import evaluate_detector, predict_batches
 from engine.interruption import StopRequest
-from engine.logger import RunLogger, progress
+from engine.logger import RunLogger, naming, progress
 from engine.optim import build_optimizer
 from engine.run_folder import Resumption, RunFolder
 from engine.showcase import gallery_indices, show_evaluation
@@ -142,7 +142,8 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
             logger.say(f"warning: {warning}")
         if processes.is_main:
             announce_memory(config, training_set, processes, logger)
-            (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            with naming(folder / "config.yaml"):
+                (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         trainer.fit()
         logger.say(closing_report(folder, trainer.progress, left_out=left_out))
 

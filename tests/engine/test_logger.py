@@ -1,10 +1,13 @@
 """Run logs: files, silence of other processes, rewinding on resume."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -48,6 +51,38 @@ def test_records_are_readable_while_the_run_goes_on(tmp_path):
 def test_values_cannot_hide_the_kind_or_the_step(tmp_path):
     with RunLogger(tmp_path, is_main=True) as logger, pytest.raises(ValueError, match="cannot be named 'step'"):
         logger.record("train", 1, {"step": 2.0})
+
+
+def full_disk() -> TextIO:
+    return open("/dev/full", "w")
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "tensorboard"])
+def test_an_error_of_writing_names_its_file(tmp_path, monkeypatch, name):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    logger = RunLogger(tmp_path, is_main=True)
+    logger.record("train", 1, {"loss": 1.0})
+    if name == "tensorboard":
+        monkeypatch.setattr(logger._summary_writer(), "add_scalar", fail)
+        write = partial(logger.record, "train", 2, {"loss": 1.0})
+    elif name == "metrics.jsonl":
+        logger._metrics = full_disk()
+        write = partial(logger.record, "train", 2, {"loss": 1.0})
+    else:
+        logger._log = full_disk()
+        write = partial(logger.say, "text")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write()
+    assert caught.value.filename == str(tmp_path / name)
+
+
+def test_text_that_is_no_unicode_is_escaped_in_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with RunLogger(tmp_path, is_main=True) as logger:
+        logger.say("image \udcff.png")
+    assert r"image \udcff.png" in (tmp_path / "log.txt").read_text()
 
 
 def test_lines_go_to_stdout_and_to_the_file(tmp_path, capsys):

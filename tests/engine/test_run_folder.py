@@ -243,7 +243,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("error", "place"),
     [
-        (OSError(28, "No space left on device"), "run"),
+        (OSError(28, "No space left on device", "run/metrics.jsonl"), "run/metrics.jsonl"),
         (PermissionError(13, "Permission denied", "run/log.txt"), "run/log.txt"),
     ],
 )
@@ -259,6 +259,16 @@ def test_an_error_of_writing_anything_in_the_folder_is_said_as_such(
     assert [status(tmp_path / "run")[key] for key in ("state", "exit_code")] == ["failed", 2]
 
 
-def test_an_error_of_other_files_stays_itself(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), held(tmp_path / "run"):
-        raise PermissionError(13, "Permission denied", "elsewhere/image.png")
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "elsewhere/image.png"),
+        OSError(28, "No space left on device", "/dev/shm/sem"),
+        OSError(28, "No space left on device"),  # of a file that nobody named: no log, no result
+    ],
+)
+def test_an_error_of_other_files_stays_itself(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(type(error)) as caught, held(tmp_path / "run"):
+        raise error
+    assert caught.value is error
+    assert status(tmp_path / "run")["exit_code"] == 1
