@@ -17,7 +17,9 @@ from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.findings import Findings
 from datasets.image_checks import check_contents
+from datasets.images import ImageFile
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard
+from datasets.same_files import Digests, name_file, report_same_pixels, shared_files, shared_pixels
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.structures import Batch, DataError, SampleKey, Target
 from datasets.transforms import (
@@ -116,11 +118,15 @@ def densest_batch(dataset: CocoDetection, data: DataConfig, *, skip: bool = Fals
     return collate(samples)
 
 
-def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *, decode: bool) -> None:
-    """Look at the header of every image file that is there, or decode it; evaluation cannot do without any image."""
-    files = [file for file in map(dataset.image_file, range(len(dataset))) if file.path.is_file()]
-    check_contents(
-        files,
+def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *, decode: bool) -> Digests:
+    """Look at the header of every image file that is there, or decode it; evaluation cannot do without any image.
+
+    returns   a digest of the pixels of each image, None where they were not decoded
+    """
+    files = image_files(dataset)
+    present = [index for index, file in enumerate(files) if file.path.is_file()]
+    found = check_contents(
+        [files[index] for index in present],
         decode=decode,
         skip=dataset.training and data.on_bad_image == "skip",
         max_pixels=data.max_image_pixels,
@@ -128,6 +134,11 @@ def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *
         threads=max(data.num_workers, os.cpu_count() or 1),
         findings=findings,
     )
+    digests: list[bytes | None] = [None] * len(files)
+    for index, digest in zip(present, found, strict=True):
+        digests[index] = digest
+    report_same_pixels(files, digests, dataset.objects_per_image, findings)
+    return digests
 
 
 def check_classes(dataset: CocoDetection, num_classes: int) -> None:
@@ -163,8 +174,13 @@ def check_aspects(dataset: CocoDetection, *, size: tuple[int, int], findings: Fi
             findings.add("error", "extreme_aspect", message)
 
 
-def compare_splits(train: CocoDetection, val: CocoDetection, findings: Findings) -> None:
-    """An error for other classes, a warning for images that are trained on and evaluated."""
+def compare_splits(
+    train: CocoDetection, val: CocoDetection, findings: Findings, pixels: tuple[Digests, Digests] | None = None
+) -> None:
+    """An error for other classes, a warning for images that are trained on and evaluated.
+
+    pixels   of the images of both splits, where they were decoded: copies are found too
+    """
     if train.categories != val.categories:
         labels = zip_longest(train.categories, val.categories)
         k, (ours, theirs) = next((k, pair) for k, pair in enumerate(labels) if pair[0] != pair[1])
@@ -175,19 +191,22 @@ def compare_splits(train: CocoDetection, val: CocoDetection, findings: Findings)
             "files the same categories with the same ids"
         )
         findings.add("error", "categories_differ", message)
-    common = _real_paths(train) & _real_paths(val)
-    if common:
+    files = [image_files(dataset) for dataset in (train, val)]
+    shared = shared_files(*files)
+    if pixels is not None:
+        shared |= shared_pixels(*pixels, train.objects_per_image, val.objects_per_image)
+    if shared:
+        index = min(shared)
         message = (
-            f"{val.table.path}: {len(common)} of its {len(val)} images are trained on too, such as {min(common)}; the "
-            "evaluation will be too good"
+            f"{val.table.path}: {len(shared):,} of its {len(val):,} images are trained on too, such as "
+            f"{name_file(files[1][index])}, {name_file(files[0][shared[index]])} in training; the evaluation will be "
+            "too good"
         )
-        findings.add("warning", "shared_images", message, count=len(common))
+        findings.add("warning", "same_file", message, count=len(shared))
 
 
-def _real_paths(dataset: CocoDetection) -> set[str]:
-    root = os.path.realpath(dataset.images_root)
-    names = (dataset.path(index).relative_to(dataset.images_root) for index in range(len(dataset)))
-    return {os.path.normpath(os.path.join(root, name)) for name in names}
+def image_files(dataset: CocoDetection) -> list[ImageFile]:
+    return [dataset.image_file(index) for index in range(len(dataset))]
 
 
 def check_query_limit(dataset: CocoDetection, limit: int, findings: Findings) -> None:

@@ -160,7 +160,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return self.images_root / self.table.file_names[int(self._positions[index])]
 
     def check_files(self, findings: Findings | None = None, *, follow_links: bool = False) -> None:
-        """Look for every image file; decode none.
+        """Look for every image file, and for files that two entries name; decode none.
 
         follow_links   accept links that lead out of the images folder
         findings       gets every missing file; without one they are raised as a DataError

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from datasets.findings import Findings, one_line
+from datasets.folders import Folders, Listing
 from datasets.image_orientation import ExifPolicy
 from datasets.images import ImageFile, ImageTraits, inspect_image, read_image
+from datasets.same_files import report_same_files
 from datasets.structures import DataError
 
 PLAIN_MODES = ("RGB", "L")
 
 
 def check_places(files: Sequence[ImageFile], *, root: Path, follow_links: bool, findings: Findings) -> None:
-    """Look for every file, one directory listing per folder, and refuse links that lead out of the images folder.
+    """Look for every file, one directory listing per folder; refuse links that lead out of the images folder, and two
+    entries of one file.
 
     follow_links   accept such links
     """
     inside = os.path.realpath(root)
-    listings: dict[Path, _Listing] = {}
+    folders = Folders()
     for file in files:
-        folder = file.path.parent
-        if folder not in listings:
-            listings[folder] = _list(folder)
-        listing, name, where = listings[folder], file.path.name, one_line(str(file.path))
+        (listing, name), where = folders.find(file.path), one_line(str(file.path))
         if name not in listing.files:
-            similar = listing.by_lower_case.get(name.lower())
+            similar = next((other for other in listing.files if other.lower() == name.lower()), None)
             what = "is a folder" if name in listing.folders else "no such image"
             hint = f"{similar} exists: names are case-sensitive" if similar else "check file_name"
             problem = f"{where}: {what}; {hint} ({file.entry})"
@@ -40,6 +40,7 @@ def check_places(files: Sequence[ImageFile], *, root: Path, follow_links: bool, 
             target = one_line(os.path.realpath(file.path))
             problem = f"{where}: a link to {target}, outside of the images folder ({file.entry})"
             findings.add("error", "link_outside", problem, hint="set data.follow_links: true if you trust these links")
+    report_same_files(files, folders, findings)
 
 
 def check_contents(
@@ -51,17 +52,20 @@ def check_contents(
     exif: ExifPolicy,
     threads: int,
     findings: Findings,
-) -> None:
+) -> list[bytes | None]:
     """Read the header of every file, or decode it whole, and compare it with the annotation file.
 
-    skip   a bad image is counted as left out, not as an error
-    exif   as in `read_image`
+    skip      a bad image is counted as left out, not as an error
+    exif      as in `read_image`
+    returns   digests of the pixels of each file, None where they were not decoded
     """
     look = partial(_look, decode=decode, max_pixels=max_pixels, exif=exif)
     ambiguous: list[tuple[ImageFile, int]] = []
+    digests: list[bytes | None] = []
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for file, traits in zip(files, pool.map(look, files), strict=True):
+        for file, (traits, digest) in zip(files, pool.map(look, files), strict=True):
             where = one_line(str(file.path))
+            digests.append(digest)
             if isinstance(traits, DataError):
                 findings.add("skipped" if skip else "error", traits.reason, str(traits), hint=SKIP_HINT)
                 continue
@@ -77,6 +81,7 @@ def check_contents(
                 findings.add("warning", "animation", f"{where}: only the first frame is used ({file.entry})")
 
     _report_ambiguous(ambiguous, findings)
+    return digests
 
 
 def _report_ambiguous(found: Sequence[tuple[ImageFile, int]], findings: Findings) -> None:
@@ -97,43 +102,22 @@ def _report_ambiguous(found: Sequence[tuple[ImageFile, int]], findings: Findings
 SKIP_HINT = "or set data.on_bad_image: skip to train without such images"
 
 
-def _look(file: ImageFile, *, decode: bool, max_pixels: int, exif: ExifPolicy) -> ImageTraits | DataError:
+def _look(
+    file: ImageFile, *, decode: bool, max_pixels: int, exif: ExifPolicy
+) -> tuple[ImageTraits | DataError, bytes | None]:
+    """What the header says, and a digest of the pixels if they are decoded."""
     try:
         traits = inspect_image(file, max_pixels=max_pixels, exif=exif)
-        if decode:
-            read_image(file, max_pixels=max_pixels, exif=exif)
+        if not decode:
+            return traits, None
+        image = read_image(file, max_pixels=max_pixels, exif=exif)
     except DataError as error:
-        return error
-    return traits
+        return error, None
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return traits, digest.digest()
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """A folder: its real place, the names of its files (links to files among them), links and folders."""
-
-    place: str
-    files: frozenset[str]
-    links: frozenset[str]
-    folders: frozenset[str]
-    by_lower_case: dict[str, str]
-
-
-def _list(folder: Path) -> _Listing:
-    try:
-        with os.scandir(folder) as found:
-            entries = list(found)
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        entries = []
-    files = frozenset(entry.name for entry in entries if entry.is_file())
-    return _Listing(
-        place=os.path.realpath(folder) if entries else "",
-        files=files,
-        links=frozenset(entry.name for entry in entries if entry.is_symlink()),
-        folders=frozenset(entry.name for entry in entries if entry.is_dir()),
-        by_lower_case={name.lower(): name for name in files},
-    )
-
-
-def _is_inside(listing: _Listing, name: str, root: str) -> bool:
-    place = os.path.realpath(os.path.join(listing.place, name)) if name in listing.links else listing.place
+def _is_inside(listing: Listing, name: str, root: str) -> bool:
+    place = listing.real_path(name) if name in listing.links else listing.place
     return os.path.commonpath([place, root]) == root

@@ -302,6 +302,33 @@ def shared_images(bench: Bench) -> list[str]:
     return bench.check("data.val.annotations=train.json", "data.val.images=train")
 
 
+def same_image_twice(bench: Bench) -> list[str]:
+    bench.set("images", 2, file_name="./0.png")
+    return bench.check()
+
+
+def linked_image(bench: Bench) -> list[str]:
+    bench.image(2).unlink()
+    bench.image(2).symlink_to("0.png")
+    return bench.run()
+
+
+def copied_image(bench: Bench) -> list[str]:
+    shutil.copy(bench.image(0), bench.image(2))
+    return bench.check(full=True)
+
+
+def copied_into_evaluation(bench: Bench) -> list[str]:
+    shutil.copy(bench.image(0), bench.image(1, "val"))
+    return bench.check(full=True)
+
+
+def linked_into_evaluation(bench: Bench) -> list[str]:
+    bench.image(1, "val").unlink()
+    os.link(bench.image(0), bench.image(1, "val"))
+    return bench.check()
+
+
 def odd_names(bench: Bench, *, there: bool = True) -> list[str]:
     name = "å\n你\u202e好.png"
     if there:

@@ -70,13 +70,14 @@ def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence
             splits.append(dataset)
             part.say("\n".join([str(dataset.statistics()), *dataset.remarks()]))
             check_classes(dataset, config.model.num_classes)
+    pixels = []
     for dataset in splits:
         findings = Findings()
         with preflight.part(f"{'training' if dataset.training else 'evaluation'} images", findings) as part:
-            check_images(dataset, config.data, findings, decode=full)
+            pixels.append(check_images(dataset, config.data, findings, decode=full))
             part.say(f"{len(dataset):,} in {dataset.images_root}: {'decoded' if full else 'headers read'}")
     if len(splits) == 2:
-        findings = compare_data(config, *splits)
+        findings = compare_data(config, *splits, pixels=(pixels[0], pixels[1]) if len(pixels) == 2 else None)
         with preflight.part("both splits", findings) as part:
             part.say("compared: categories, images in both, objects with the number of queries")
     return splits

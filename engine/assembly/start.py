@@ -14,6 +14,7 @@ from datasets.build import build_dataset, check_classes, check_query_limit, comp
 from datasets.coco import CocoDetection
 from datasets.findings import Findings
 from datasets.image_cache import available_bytes
+from datasets.same_files import Digests
 from datasets.structures import DataError
 from engine.assembly.exit_codes import UsageError
 from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
@@ -101,10 +102,15 @@ def check_same_data(dataset: CocoDetection, processes: Processes) -> None:
         )
 
 
-def compare_data(config: Config, training_set: CocoDetection, validation_set: CocoDetection) -> Findings:
-    """What is wrong with two splits that are each sound."""
+def compare_data(
+    config: Config,
+    training_set: CocoDetection,
+    validation_set: CocoDetection,
+    pixels: tuple[Digests, Digests] | None = None,
+) -> Findings:
+    """What is wrong with two splits that are each sound; pixels as in `compare_splits`."""
     findings = Findings()
-    compare_splits(training_set, validation_set, findings)
+    compare_splits(training_set, validation_set, findings, pixels)
     d3q = config.model.d3q
     limit = config.model.num_queries if d3q is None else d3q.max_queries or config.model.num_queries
     check_query_limit(training_set, limit, findings)
