@@ -39,6 +39,9 @@ class LogSizeL1:
            no gradient any more. logsigmoid: ln(sigmoid(x)) of the box logits, finite with a gradient at any size
     """
 
+    is_metric = True
+    """`pairwise` obeys the triangle inequality, as a sum of absolute differences of (cx, cy, ln w, ln h)"""
+
     def __init__(self, *, form: Literal["clamped", "logsigmoid"] = "clamped") -> None:
         self.form = form
 

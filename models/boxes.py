@@ -80,6 +80,9 @@ def generalized_iou_bound(boxes: Tensor, group: Tensor) -> Tensor:
 class L1Distance:
     """The box distance of DETR: the sum of the four absolute differences."""
 
+    is_metric = True
+    """It obeys the triangle inequality"""
+
     def aligned(self, pred: Tensor, target: Tensor, pred_unact: Tensor | None = None) -> Tensor:
         """(N, 4), (N, 4) cxcywh -> (N,); the logits are not used."""
         return (pred - target).abs().sum(-1)

@@ -16,7 +16,7 @@ from models.boxes import (
     size_factor,
     xyxy_to_cxcywh,
 )
-from models.structures import BoxDistance, Target
+from models.structures import BoxDistance, Target, is_metric
 
 FOCAL_EPS = 1e-12
 BLOCK_ELEMENTS = {"cpu": 240_000, "cuda": 2**24}
@@ -106,11 +106,17 @@ class MatchingCost:
         cost -= generalized_iou(predictions.pixels.T, objects.pixels[:, None]) * self.giou_weight
         return cost
 
+    @property
+    def has_bounds(self) -> bool:
+        """Whether `bounds` holds: of a metric, and of terms with weights of the usual sign."""
+        return is_metric(self.box_distance) and self.box_weight >= 0 and self.giou_weight >= 0
+
     def bounds(self, predictions: Predictions, group: Objects) -> Tensor:
         """m, n -> (m,): of each prediction, never above its cost with one of the objects as `of_pairs` computes it.
 
         It is the same sum, in the same order as rounding is monotonic, of bounds of its terms: the least class cost,
-        and by the triangle inequality the distance from the middle object less that object's from the farthest.
+        and by the triangle inequality the distance from the middle object less that object's from the farthest. Only
+        where `has_bounds`.
         """
         middle = group.boxes.mean(0, keepdim=True)
         radius = self.box_distance.pairwise(middle, group.boxes).amax()
@@ -202,9 +208,9 @@ class ImageCosts:
         """Of a single layer: cheap queries of all objects, most of them the cheapest, length < Q.
 
         Objects near one another share bounds of their costs, and only the queries of the least bounds have their costs
-        computed. Not so on GPUs, where all costs take less time than the many small kernels would.
+        computed. Not so on GPUs, where all costs take less time than the many small kernels would, nor without bounds.
         """
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or not self.cost.has_bounds:
             return self.cheapest(self._every_row, length, threads)
         candidates = min(self.queries, max(self.queries // CANDIDATES, 4 * (length + 1)))
 

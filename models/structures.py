@@ -43,14 +43,27 @@ class QueryBudget(Protocol):
 class BoxDistance(Protocol):
     """ONE object for matching cost and loss: they cannot diverge."""
 
+    is_metric: bool = False
+    """Whether `pairwise` is never negative, symmetric, and obeys the triangle inequality. The matching then computes
+    few of the costs, chosen by bounds; where the class that defines `pairwise` does not say, it computes them all"""
+
     def aligned(self, pred: Tensor, target: Tensor, pred_unact: Tensor | None = None) -> Tensor:
         """(N, 4), (N, 4) cxcywh -> (N,); pred_unact (N, 4) are the logits of pred."""
 
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, 4), (M, 4) cxcywh -> (N, M); best in memory row by row of the targets.
+        """(N, 4), (M, 4) cxcywh -> (N, M); best in memory row by row of the targets."""
 
-        It must obey the triangle inequality: bounds of the matching cost rest on it.
-        """
+
+def is_metric(distance: BoxDistance) -> bool:
+    """What a distance says of its `pairwise`: one that is overridden has to be vouched for anew."""
+    if "is_metric" in getattr(distance, "__dict__", {}):
+        return bool(distance.is_metric)
+    for kind in type(distance).__mro__:
+        if "is_metric" in vars(kind):
+            return bool(distance.is_metric)
+        if "pairwise" in vars(kind):
+            return False
+    return False
 
 
 class AuxiliaryLoss(Protocol):

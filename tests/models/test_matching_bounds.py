@@ -5,13 +5,16 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from d3q import LogSizeL1
 from datasets.structures import Target
 from models.boxes import L1Distance, cxcywh_to_xyxy, generalized_iou, generalized_iou_bound
+from models.matcher import HungarianMatcher, MatchRequest, match
 from models.matching_cost import ImageCosts, MatchingCost
-from models.structures import BoxDistance
+from models.structures import BoxDistance, is_metric
 
 SIDE = 200
 
@@ -101,3 +104,80 @@ def test_lists_from_bounds() -> None:
     complete = found.costs[:, -1] <= found.rest
     assert found.costs[complete].equal(every.topk(5, largest=False).values[complete])
     assert int(complete.sum()) > 50
+
+
+class SmoothL1:
+    """No metric: near zero it is a square, so that two short ways are shorter than the long one."""
+
+    def aligned(self, pred: Tensor, target: Tensor, pred_unact: Tensor | None = None) -> Tensor:
+        return F.smooth_l1_loss(pred, target, reduction="none").sum(-1)
+
+    def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        shape = (len(pred), len(target), 4)
+        return F.smooth_l1_loss(pred[:, None].expand(shape), target.expand(shape), reduction="none").sum(-1)
+
+
+class SquaredL2(SmoothL1):
+    def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return torch.cdist(pred, target, p=2) ** 2
+
+
+class SquaredL1(L1Distance):
+    """A metric's subclass: what that says does not hold for its own `pairwise`."""
+
+    def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return super().pairwise(pred, target) ** 2
+
+
+class Denying(L1Distance):
+    is_metric = False
+
+
+class Vouched(SmoothL1):
+    """Metric indeed, and says so."""
+
+    is_metric = True
+
+    def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return torch.cdist(pred, target, p=2)
+
+
+class Capped(L1Distance):
+    """Vouched for by the one who made it."""
+
+    def __init__(self) -> None:
+        self.is_metric = True
+
+    def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return super().pairwise(pred, target).clamp(max=0.3)
+
+
+BOUNDED = [L1Distance(), LogSizeL1(), LogSizeL1(form="logsigmoid"), Vouched(), Capped()]
+UNBOUNDED = [SmoothL1(), SquaredL2(), SquaredL1(), Denying()]
+
+
+def test_bounds_are_used_where_a_distance_says_that_it_is_a_metric() -> None:
+    assert [is_metric(distance) for distance in BOUNDED] == [True] * len(BOUNDED)
+    assert [is_metric(distance) for distance in UNBOUNDED] == [False] * len(UNBOUNDED)
+
+
+@pytest.mark.parametrize("weights", [(5.0, 0.0), (5.0, 2.0), (5.0, -2.0), (-5.0, 2.0)])
+@pytest.mark.parametrize("distance", [*BOUNDED, *UNBOUNDED], ids=lambda distance: type(distance).__name__)
+def test_the_matching_is_exact_for_every_distance(distance: BoxDistance, weights: tuple[float, float]) -> None:
+    """Of 300 objects and 4,000 predictions elsewhere, as scipy finds it from every cost."""
+    generator = torch.Generator().manual_seed(6)
+    objects, predicted = make_boxes("any", 300, generator), make_boxes("crowd", 4000, generator)
+    costs = make_costs(
+        predicted, objects, generator, box_distance=distance, box_weight=weights[0], giou_weight=weights[1]
+    )
+    labels = costs.objects.labels
+    target = Target(costs.objects.pixels, labels, 0, (SIDE, SIDE), (SIDE, SIDE))
+    logits = torch.zeros(1, 1, 4000, 3)
+    matcher = HungarianMatcher(cost=costs.cost, drop_off_centre=False)
+    request = MatchRequest(matcher, logits, predicted[None, None], [4000], [target], [labels])
+    (found,) = match([request])
+    every = ImageCosts(costs.cost, logits[0], predicted[None], target, labels).of(torch.arange(300))[:, 0].double()
+    rows, columns = linear_sum_assignment(every)
+    assert found.target.sort().values.tolist() == list(range(300))
+    assert len(found.query.unique()) == 300
+    assert float(every[found.target, found.query].sum()) == pytest.approx(float(every[rows, columns].sum()), abs=1e-5)
