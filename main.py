@@ -32,8 +32,8 @@ from engine.assembly.start import continue_config, find_last
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.hang_watch import HangWatch
 from engine.interruption import interruptible
-from engine.memory import tune_allocation
 from engine.run_folder import Resumption, load_newest
+from ops import tune_allocation
 
 AUTO = Path("auto")
 """Of --resume"""

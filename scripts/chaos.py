@@ -23,7 +23,7 @@ import torch.utils.tensorboard  # here, for all the processes that are forked fr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from console import guard_console
-from engine.memory import tune_allocation
+from ops import tune_allocation
 from scripts.benchmarks.harness import Table, machine
 from scripts.faults import damage, disk, kill, restart, resume, sigterm, throughput
 from scripts.faults.finding import Finding

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.checkpoint import load_checkpoint
-from engine.memory import tune_allocation
+from ops import tune_allocation
 from scripts.faults.hooks import at_step
 from scripts.faults.launch import Run
 from scripts.faults.resume import terminate_self
