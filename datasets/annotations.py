@@ -14,6 +14,7 @@ from datasets.annotation_entries import Categories, Images, read_categories, rea
 from datasets.annotation_ids import AnnotationIds
 from datasets.findings import Findings
 from datasets.json_blocks import Consumer, InvalidJSONError, read_object
+from datasets.name_hints import hint_for_path
 from datasets.packed_strings import PackedStrings
 from datasets.structures import DataError
 
@@ -133,7 +134,10 @@ def _load_json(path: Path, consumer: Consumer) -> dict[str, Any]:
     try:
         document = read_object(path, {"annotations": consumer})
     except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation file; make or fetch the data set, or set data.root") from None
+        hint = hint_for_path(path, folder=False, endings=(".json",))
+        raise DataError(
+            f"{path}: no such annotation file; {hint}make or fetch the data set, or set data.root"
+        ) from None
     except InvalidJSONError as error:
         raise DataError(f"{path}: invalid JSON at {error}; write the file again") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ from datasets.findings import Findings
 from datasets.image_checks import check_contents
 from datasets.images import ImageFile
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard
+from datasets.name_hints import hint_for_path
 from datasets.same_files import Digests, name_file, report_same_pixels, shared_files, shared_pixels
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.structures import Batch, DataError, SampleKey, Target
@@ -51,7 +52,8 @@ def build_dataset(
     """
     root = expand_path(data.root, "data.root")
     if not root.is_dir():
-        raise DataError(f"{root}: no such data root; make or fetch the data set, or set data.root")
+        hint = hint_for_path(root, folder=True)
+        raise DataError(f"{root}: no such data root; {hint}make or fetch the data set, or set data.root")
     found = Findings() if findings is None else findings
     name, split = ("train", data.train) if training else ("val", data.val)
     dataset = CocoDetection(

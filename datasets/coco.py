@@ -18,6 +18,7 @@ from datasets.image_cache import CacheTooLargeError, ImageCache
 from datasets.image_checks import check_places
 from datasets.image_orientation import ExifPolicy
 from datasets.images import MAX_PIXELS, ImageFile, read_image
+from datasets.name_hints import hint_for_path
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
 from datasets.transforms import Sample, Transform
@@ -61,7 +62,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         if drop_empty and not training:
             raise ValueError("drop_empty is for training only: an evaluation must see every image")
         if not images_root.is_dir():
-            raise DataError(f"{images_root}: no such images folder; make or fetch the data set, or set data.root")
+            hint = hint_for_path(images_root, folder=True)
+            raise DataError(f"{images_root}: no such images folder; {hint}make or fetch the data set, or set data.root")
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
         self.training, self.max_image_pixels, self.exif = training, max_image_pixels, exif
         self.table = read_annotations(

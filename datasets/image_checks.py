@@ -14,6 +14,7 @@ from datasets.findings import Findings, one_line
 from datasets.folders import Folders, Listing
 from datasets.image_orientation import ExifPolicy
 from datasets.images import ImageFile, ImageTraits, inspect_image, read_image
+from datasets.name_hints import NameHints
 from datasets.same_files import report_same_files
 from datasets.structures import DataError
 
@@ -28,12 +29,12 @@ def check_places(files: Sequence[ImageFile], *, root: Path, follow_links: bool, 
     """
     inside = os.path.realpath(root)
     folders = Folders()
+    hints = NameHints(root, folders)
     for file in files:
         (listing, name), where = folders.find(file.path), one_line(str(file.path))
         if name not in listing.files:
-            similar = next((other for other in listing.files if other.lower() == name.lower()), None)
             what = "is a folder" if name in listing.folders else "no such image"
-            hint = f"{similar} exists: names are case-sensitive" if similar else "check file_name"
+            hint = hints(str(file.path.relative_to(root))) or "check file_name"
             problem = f"{where}: {what}; {hint} ({file.entry})"
             findings.add("error", "missing_image", problem, hint="fetch the images, or set data.root and the folder")
         elif not follow_links and not _is_inside(listing, name, inside):

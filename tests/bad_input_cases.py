@@ -196,6 +196,21 @@ def wrong_case(bench: Bench) -> list[str]:
     return bench.run()
 
 
+def named(asked: str, there: str) -> Callable[[Bench], list[str]]:
+    """All images of the training set are missing but one, which is there under another name."""
+
+    def make(bench: Bench) -> list[str]:
+        place = bench.image().parent / there
+        place.parent.mkdir(exist_ok=True)
+        bench.image().rename(place)
+        bench.set("images", 0, file_name=asked)
+        for number in (1, 2):
+            bench.image(number).unlink()
+        return bench.check()
+
+    return make
+
+
 def folder_as_image(bench: Bench) -> list[str]:
     bench.image().unlink()
     bench.image().mkdir()

@@ -68,6 +68,38 @@ TABLE = [
     Case(12, "extreme aspect", made.strange_shape(2, 300), 3, "300 x 2 px has a side below 1 px.*tiles"),
     Case(12, "1 x 1", made.strange_shape(1, 1), 0, "ready"),
     Case(13, "case", made.wrong_case, 3, "0.png exists: names are case-sensitive"),
+    Case(
+        13,
+        "backslash",
+        made.named("sub\\0.png", "sub/0.png"),
+        3,
+        r"missing_image: 3\n.*; sub/0\.png exists: folders are",
+    ),
+    Case(
+        13,
+        "Unicode form",
+        made.named("\xfc.png", "u\u0308.png"),
+        3,
+        r"\.png exists: .*Unicode form, 'u\\u0308\.png' th",
+    ),
+    Case(13, "extension", made.named("0.jpg", "0.png"), 3, "0.png exists: with another extension"),
+    Case(
+        13, "annotation file", lambda b: b.check("data.train.annotations=Train"), 3, "train.json exists: names are case"
+    ),
+    Case(
+        13,
+        "images folder",
+        lambda b: b.check("data.val.images=data/val"),
+        3,
+        "/data/val exists: in another folder; make",
+    ),
+    Case(
+        13,
+        "data root",
+        lambda b: b.check(f"data.root={b.folder}/Data"),
+        3,
+        "/data exists: names are case-sensitive; make",
+    ),
     Case(14, "folder", made.folder_as_image, 3, "0.png: is a folder; check file_name"),
     Case(14, "unreadable", made.no_permission, 3, "may not be read; change its permissions"),
     Case(15, "vanishing image", made.vanishing_image, 3, "0.png: no such image"),

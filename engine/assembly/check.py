@@ -44,10 +44,10 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
     with preflight.part("weights") as part:
         part.say(_load_weights(config, start, detector, processes))
     with preflight.part("one training step") as part:
-        if training_set is None:
+        batch = None if training_set is None else _densest_batch(config, training_set, skip=preflight.failed)
+        if training_set is None or batch is None:
             part.say("not tried, without training data")
         else:
-            batch = densest_batch(training_set, config.data, skip=preflight.failed)
             _try_steps(config, detector, batch, processes, part, images=len(training_set))
     with preflight.part("disk") as part:
         needed = checkpoint_bytes(detector, averaged=config.optim.ema_decay > 0)
@@ -77,7 +77,9 @@ def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence
             pixels.append(check_images(dataset, config.data, findings, decode=full))
             part.say(f"{len(dataset):,} in {dataset.images_root}: {'decoded' if full else 'headers read'}")
     if len(splits) == 2:
-        findings = compare_data(config, *splits, pixels=(pixels[0], pixels[1]) if len(pixels) == 2 else None)
+        findings = compare_data(
+            config, splits[0], splits[1], pixels=(pixels[0], pixels[1]) if len(pixels) == 2 else None
+        )
         with preflight.part("both splits", findings) as part:
             part.say("compared: categories, images in both, objects with the number of queries")
     return splits
@@ -96,6 +98,16 @@ def _load_weights(config: Config, start: Start, detector: nn.Module, processes: 
     except ValueError as error:
         raise CheckpointError(f"{start.path}: its optimiser does not fit: {error}") from error
     return f"{start.path}: epoch {start.checkpoint.epoch}, step {start.checkpoint.step}"
+
+
+def _densest_batch(config: Config, training_set: CocoDetection, *, skip: bool) -> Batch | None:
+    """None where no image is there, which is a finding already."""
+    try:
+        return densest_batch(training_set, config.data, skip=skip)
+    except DataError as error:
+        if error.reason == "missing_image":
+            return None
+        raise
 
 
 def _try_steps(
