@@ -24,16 +24,11 @@ from pathlib import Path
 
 from configs.loader import dump_config
 from configs.paths import check_paths, path_argument
+from configs.schema import Config
 from console import guard_console
-from engine.assembly.check import check
-from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
-from engine.assembly.runs import evaluate_checkpoint, resolve_config, start_runtime, train
-from engine.assembly.start import continue_config, find_last
-from engine.checkpoint import CheckpointError, load_checkpoint
-from engine.hang_watch import HangWatch
+from engine.assembly.exit_codes import UsageError, exit_code
+from engine.assembly.resolve import continue_config, find_last, resolve_checkpoint, resolve_config
 from engine.interruption import interruptible
-from engine.run_folder import Resumption, load_newest
-from ops import tune_allocation
 
 AUTO = Path("auto")
 """Of --resume"""
@@ -84,35 +79,61 @@ def require_usage(arguments: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and return the exit code; expected errors are one message, without a traceback."""
     guard_console()
-    tune_allocation()
 
     def work() -> int | None:
         with interruptible():
             return run(parse_arguments(arguments))
 
-    return exit_code(work, EXIT_CODES)
+    return exit_code(work)
 
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Whatever the arguments ask for; returns the exit code of a check."""
     require_usage(arguments)
+    config, resume = None, arguments.resume
+    if arguments.config is not None:
+        config = resolve_config(arguments.config, arguments.set)
+        if resume == AUTO:
+            resume = find_last(config)
+        if resume is None:
+            if arguments.print_config:
+                print(dump_config(config), end="")
+                return None
+            check_paths(config, str(arguments.config), evaluation=False, resumed=False)
+    return perform(arguments, config, resume)
+
+
+def perform(arguments: argparse.Namespace, config: Config | None, resume: Path | None) -> int | None:
+    """All that needs torch, whose import takes seconds: mistakes in the arguments and the file are told before.
+
+    config   of the file, where one is given
+    resume   the checkpoint, where there is one
+    """
+    from engine.assembly.check import check
+    from engine.assembly.runs import evaluate_checkpoint, start_runtime, train
+    from engine.checkpoint import CheckpointError, load_checkpoint
+    from engine.hang_watch import HangWatch
+    from engine.run_folder import Resumption, load_newest
+    from ops import tune_allocation
+
+    tune_allocation()
     checking = arguments.check or arguments.check_full
-    resume = arguments.resume
-    if resume == AUTO:
-        resume = find_last(resolve_config(arguments.set, file=arguments.config, resume=None, checkpoint=None))
     start: Resumption | None = None
     problem: CheckpointError | None = None
     if resume is not None:
         try:
             start = Resumption(load_checkpoint(resume), resume) if arguments.eval else load_newest(resume)
         except CheckpointError as error:
-            if not checking or arguments.config is None:
+            if not checking or config is None:
                 raise
             problem = error
-    checkpoint = start.checkpoint if start is not None else None
-    config = resolve_config(arguments.set, file=arguments.config, resume=resume, checkpoint=checkpoint)
-    if checkpoint is not None and arguments.config is not None and not arguments.eval:
-        config = continue_config(config, checkpoint, resume, allow_change=arguments.allow_config_change)
+    if resume is not None and start is not None:
+        text = start.checkpoint.config
+        if config is None:
+            config = resolve_checkpoint(resume, text, arguments.set)
+        elif not arguments.eval:
+            config = continue_config(config, text, resume, allow_change=arguments.allow_config_change)
+    assert config is not None  # of the file or of the checkpoint
     if arguments.print_config:
         print(dump_config(config), end="")
         return None
@@ -120,12 +141,12 @@ def run(arguments: argparse.Namespace) -> int | None:
     check_paths(config, source, evaluation=arguments.eval, resumed=resume is not None)
     if checking:
         return check(config, problem or start, start_runtime(config), full=arguments.check_full)
-    if checkpoint is not None and not arguments.eval:
-        checkpoint.require_training_state(resume)
+    if start is not None and not arguments.eval:
+        start.checkpoint.require_training_state(start.path)
     processes = start_runtime(config)
     with HangWatch(processes, limit=config.runtime.hang_timeout):
-        if arguments.eval and checkpoint is not None:
-            evaluate_checkpoint(config, checkpoint, resume, processes)
+        if arguments.eval and start is not None:
+            evaluate_checkpoint(config, start.checkpoint, start.path, processes)
         else:
             train(config, start, processes, allow_other_data=arguments.allow_config_change)
     return None

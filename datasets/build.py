@@ -40,6 +40,17 @@ DENSITY_RANGE = (1e-4, 0.5)
 """Of `mean_density`: beyond it a sigmoid hardly learns."""
 
 
+def open_root(data: DataConfig) -> Path:
+    """The folder of both splits. Raises DataError, and ConfigError for a path that cannot be expanded."""
+    root = expand_path(data.root, "data.root")
+    if not root.is_dir():
+        hint = hint_for_path(root, folder=True)
+        raise DataError(
+            f"{root}: no such data root; {hint}make or fetch the data set, or set data.root", "missing_root"
+        )
+    return root
+
+
 def build_dataset(
     data: DataConfig, *, training: bool, seed: int, processes_here: int = 1, findings: Findings | None = None
 ) -> CocoDetection:
@@ -50,10 +61,7 @@ def build_dataset(
 
     Raises DataError, with findings only where nothing is left, and ConfigError for a path that cannot be expanded.
     """
-    root = expand_path(data.root, "data.root")
-    if not root.is_dir():
-        hint = hint_for_path(root, folder=True)
-        raise DataError(f"{root}: no such data root; {hint}make or fetch the data set, or set data.root")
+    root = open_root(data)
     found = Findings() if findings is None else findings
     name, split = ("train", data.train) if training else ("val", data.val)
     dataset = CocoDetection(

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from datasets.errors import DataError
 from datasets.statistics import DatasetStatistics, summarise
-from datasets.structures import DataError
 
 _RECIPE = "recipe.json"
 _DECIMALS = 2

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets.structures import DataError
+from datasets.errors import DataError
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.meter import duration
 from engine.report import column_heading, format_percent, format_table
 from engine.train import Progress
+from engine.wording import counted
 
 
 def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, int]) -> str:
@@ -18,10 +19,11 @@ def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, i
     annotations = sum(left_out.values())
     return "\n".join(
         [
-            f"done: {progress.epoch} epochs, {progress.step} steps in {duration(progress.seconds)}",
+            f"done: {counted(progress.epoch, 'epoch')}, {counted(progress.step, 'step')} "
+            f"in {duration(progress.seconds)}",
             *_evaluations(folder / "metrics.jsonl"),
-            f"left out: {progress.skipped} steps that were not finite, {annotations} annotations; replaced: "
-            f"{progress.replaced} images that could not be read",
+            f"left out: {counted(progress.skipped, 'step')} not finite, {counted(annotations, 'annotation')}; "
+            f"replaced: {counted(progress.replaced, 'image')} that could not be read",
             f"evaluate: python main.py --eval --resume {folder / 'best.pth'}",
             f"train on: python main.py --resume {folder / 'last.pth'} --set optim.epochs={progress.epoch + 1}",
             f"{folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard",

@@ -5,12 +5,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from engine.distributed import Processes
+    from engine.distributed import Processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """SIGHUP: the terminal or the connection is gone"""
@@ -52,7 +52,7 @@ class StopRequest:
     `agreed` tells whether all processes know of a signal. Loader workers inherit the handlers, harmlessly.
     """
 
-    def __init__(self, processes: Processes, *, remedy: str) -> None:
+    def __init__(self, processes: "Processes", *, remedy: str) -> None:
         self.agreed = False
         self._processes = processes
         self._remedy = remedy
@@ -60,7 +60,7 @@ class StopRequest:
         self._noted_at = 0.0
         self._at_once = False
         self._previous: dict[int, Any] = {}
-        self._reduced: torch.Tensor | None = None
+        self._reduced: Tensor | None = None
 
     def agree(self) -> bool:
         """Whether to stop now: the same answer on every process; call it on all of them, after every step.
@@ -126,7 +126,10 @@ class StopRequest:
         if self._at_once:
             raise self.interrupted()
 
-    def _any_noted(self) -> torch.Tensor:
+    def _any_noted(self) -> "Tensor":
+        import torch  # here, as `interruptible` is wanted before torch is imported
+        import torch.distributed as dist
+
         noted = torch.full((), int(self._noted is not None), device=self._processes.device)
         if self._processes.world_size > 1:
             dist.all_reduce(noted, op=dist.ReduceOp.MAX)

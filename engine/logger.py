@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from engine.wording import counted
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -108,7 +110,7 @@ class RunLogger:
         if len(kept) < len(lines):
             with naming(path):
                 _replace_text(path, "".join(kept))
-            self.say(f"{path.name}: {len(lines) - len(kept)} records after step {step} dropped")
+            self.say(f"{path.name}: {counted(len(lines) - len(kept), 'record')} after step {step} dropped")
 
     def close(self) -> None:
         """Write out and close the files; further calls do nothing."""

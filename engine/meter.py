@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.logger import RunLogger
 from engine.memory import peak_memory_mb
+from engine.wording import counted
 
 Item = TypeVar("Item")
 
@@ -161,7 +162,7 @@ def report_step(
             f"queries {means['queries_per_image']:.0f} for {means['objects_per_image']:.0f} objects",
         ]
     if meter.skipped:
-        parts.append(f"{meter.skipped} steps left out")
+        parts.append(f"{counted(meter.skipped, 'step')} left out")
     parts += [
         f"{pace['images_per_second']:.1f} images/s",
         f"waits for data {pace['data_wait_per_second']:.0%}",

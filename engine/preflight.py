@@ -16,11 +16,13 @@ from torch import nn
 from engine.memory import peak_memory_mb
 from engine.step_failures import NonFiniteLossError, memory_explained
 from engine.train import Criterion, TrainingBatch, autocast
+from engine.wording import counted
 
 RECORD = "check.jsonl"
 SHOWN = 20
 HEADINGS = {"error": "errors", "warning": "warnings", "skipped": "left out", "fixed": "mended in memory"}
 """In the order of the closing list"""
+SINGULAR = {"error": "error", "warning": "warning"}
 
 
 class Finding(Protocol):
@@ -106,7 +108,7 @@ class Preflight:
         for (severity, _), count in (self._counts - before).items():
             new[severity] += count
         seconds = time.monotonic() - start
-        verdict = ", ".join(f"{count:,} {HEADINGS[severity]}" for severity, count in sorted(new.items())) or "ok"
+        verdict = ", ".join(_found(severity, count) for severity, count in sorted(new.items())) or "ok"
         self._parts.append({"name": name, "looked_at": part.notes, "seconds": round(seconds, 3), "found": dict(new)})
         print("\n  ".join([f"{name}: {verdict} ({seconds:.1f} s)", *part.notes]), flush=True)
 
@@ -167,6 +169,10 @@ class Preflight:
         except OSError as error:
             message = f"{self._folder}: not writable ({error.strerror}); set runtime.output_dir to a folder that is"
             self._add(Problem("error", "run folder", "not_writable", message, 1, 2))
+
+
+def _found(severity: str, count: int) -> str:
+    return counted(count, SINGULAR.get(severity, HEADINGS[severity]), HEADINGS[severity])
 
 
 class TrialError(Exception):

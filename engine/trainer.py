@@ -19,6 +19,7 @@ from engine.logger import RunLogger, progress
 from engine.meter import Meter, report_step
 from engine.run_folder import RunFolder
 from engine.train import Criterion, Progress, train_one_epoch
+from engine.wording import counted
 
 
 class Trainer:
@@ -73,9 +74,10 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint was taken (its weights are in the detector already). Raises CheckpointError."""
         states, world_size = checkpoint.random_states, self.processes.world_size
+        theirs = counted(len(states), "process", "processes")
         if len(states) != world_size and checkpoint.batch > 0:
             raise CheckpointError(
-                f"the checkpoint is of {len(states)} processes, this run has {world_size}: start as many until the "
+                f"the checkpoint is of {theirs}, this run has {world_size}: start as many until the "
                 "epoch ends, or use an earlier checkpoint between epochs, or this one as init_from of a new run"
             )
         try:
@@ -99,8 +101,8 @@ class Trainer:
             restore_random_state(states[self.processes.rank], self.processes.device)
         else:
             self.logger.say(
-                f"warning: the checkpoint is of {len(states)} processes, this run has {world_size}: the batch is "
-                f"{world_size * self.config.data.batch_size} images now, and random numbers are drawn anew"
+                f"warning: the checkpoint is of {theirs}, this run has {world_size}: the batch is "
+                f"{counted(world_size * self.config.data.batch_size, 'image')} now, and random numbers are drawn anew"
             )
             torch.manual_seed(self.config.runtime.seed + self.processes.rank + checkpoint.step)
         self.progress = Progress(
@@ -125,7 +127,9 @@ class Trainer:
         """
         epochs = self.config.optim.epochs
         if self.progress.epoch >= epochs and self.progress.evaluated:
-            self.logger.say(f"already finished: {self.progress.epoch} of {epochs} epochs; raise optim.epochs to go on")
+            self.logger.say(
+                f"already finished: {self.progress.epoch} of {counted(epochs, 'epoch')}; raise optim.epochs to go on"
+            )
             return
         self.run_folder.require_space(checkpoint_bytes(self.detector, averaged=self.average is not None))
         trained = self._in_processes()
@@ -250,11 +254,13 @@ def announce(
     logger.say(data)
     batch = config.data.batch_size * processes.world_size
     logger.say(
-        f"{processes.world_size} process(es) on {processes.device.type}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, batch of {batch}, {config.optim.epochs} epochs"
+        f"{counted(processes.world_size, 'process', 'processes')} on {processes.device.type}, "
+        f"{counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}, batch of {batch}, "
+        f"{counted(config.optim.epochs, 'epoch')}"
     )
     expected = config.optim.processes
     if expected is not None and expected != processes.world_size:
         logger.say(
-            f"warning: optim.lr was chosen for {expected} processes, there are {processes.world_size}; it is not scaled"
+            f"warning: optim.lr was chosen for {counted(expected, 'process', 'processes')}, this run has "
+            f"{processes.world_size}; it is not scaled"
         )

@@ -1,4 +1,4 @@
-"""Pretrained backbone weights: where they come from, what input they expect, and loading them."""
+"""Pretrained backbone weights: where they come from, and loading them."""
 
 import re
 from collections.abc import Mapping
@@ -13,17 +13,9 @@ from torchvision.models import get_model_weights
 from models.backbone import EfficientNetLite0, ResNet
 from models.conversion import strip_prefixes
 
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-LITE0_STATISTICS = ((127 / 255,) * 3, (128 / 255,) * 3)
-
 
 class WeightsError(Exception):
     """Backbone weights that cannot be had or do not fit."""
-
-
-def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """RGB mean and standard deviation, in [0, 1], that the published weights of a backbone were trained with."""
-    return LITE0_STATISTICS if name == "efficientnet_lite0" else IMAGENET_STATISTICS
 
 
 def load_backbone_weights(backbone: ResNet | EfficientNetLite0, *, name: str, weights: str) -> str:

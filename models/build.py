@@ -1,7 +1,7 @@
 """Config -> detector, criterion, postprocess: the only place where configs, models and d3q meet."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import nn
 from configs.schema import Config, SetLossConfig, TransformerConfig
 from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
 from models.backbone import build_backbone
-from models.backbone_weights import input_statistics
 from models.boxes import L1Distance
 from models.criterion import Criterion, SetLoss
 from models.decoder import DecoderLayer, DeformableDecoder, DinoDecoder, PredictionHeads
@@ -37,14 +36,6 @@ def build_detector(config: Config) -> DINO | DeformableDETR:
     detector = _build_dino(config) if config.model.detector == "dino" else _build_deformable_detr(config)
     initialise(detector)
     return detector
-
-
-def fill_input_statistics(config: Config) -> Config:
-    """The config with the mean and deviation that the backbone's weights expect, where it has none of its own."""
-    if config.data.mean is not None:
-        return config
-    mean, std = input_statistics(config.model.backbone.name)
-    return replace(config, data=replace(config.data, mean=mean, std=std))
 
 
 def build_criterion(config: Config) -> Criterion:

@@ -41,8 +41,9 @@ from console import guard_console
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
-from engine.assembly import exit_codes, runs
+from engine.assembly import runs
 from engine.assembly.exit_codes import UsageError, exit_code
+from engine.assembly.resolve import resolve_checkpoint
 from engine.calibration import (
     LEAST_QUERIES_PER_OBJECT,
     Calibration,
@@ -57,7 +58,6 @@ from engine.evaluate import GatheredPredictions, gather_predictions, object_coun
 from engine.evaluate_by_count import BinResult, evaluate_by_count, format_settings
 from models.build import build_postprocess
 
-EXIT_CODES = {**exit_codes.EXIT_CODES, UnreachableCoverageError: 7}
 FIT = "fit"
 CHECKPOINT, CALIBRATED, ORACLE = "checkpoint", "calibrated", "oracle count"
 
@@ -65,7 +65,7 @@ CHECKPOINT, CALIBRATED, ORACLE = "checkpoint", "calibrated", "oracle count"
 def main(arguments: list[str] | None = None) -> int:
     guard_console()
     options = parse(arguments)
-    return exit_code(lambda: calibrate_queries(options), EXIT_CODES)
+    return exit_code(lambda: calibrate_queries(options), {UnreachableCoverageError: 7})
 
 
 class OracleBudget(nn.Module):
@@ -114,7 +114,7 @@ class Bench:
 def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinResult]]:
     """Fit, measure, print and write; returns the results by setting and count bin."""
     checkpoint = load_checkpoint(options.resume)
-    config = runs.resolve_config(options.set, file=None, resume=options.resume, checkpoint=checkpoint)
+    config = resolve_checkpoint(options.resume, checkpoint.config, options.set)
     check_budget(config, options)
     processes = runs.start_runtime(config)
     dataset, detector = runs.build_trained(config, checkpoint, options.resume, processes)

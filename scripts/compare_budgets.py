@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.paths import escape_path
 from console import guard_console
 from engine.assembly import runs
-from engine.assembly.exit_codes import EXIT_CODES, exit_code
+from engine.assembly.exit_codes import exit_code
+from engine.assembly.resolve import resolve_checkpoint
 from engine.checkpoint import load_checkpoint
 from engine.count_metrics import COUNT_BINS
 from engine.detection_metrics import get_protocol
@@ -58,7 +59,7 @@ Results = dict[str, dict[str, Measured]]
 def main(arguments: list[str] | None = None) -> int:
     guard_console()
     options = parse(arguments)
-    return exit_code(lambda: compare(options), {**EXIT_CODES, ChildError: 1})
+    return exit_code(lambda: compare(options), {ChildError: 1})
 
 
 class ChildError(RuntimeError):
@@ -129,7 +130,7 @@ def measure(paths: dict[str, Path]) -> dict[str, Measured]:
     for path in paths.values():
         checkpoint = load_checkpoint(path)
         settings = ["data.batch_size=1", "runtime.num_threads=1", "runtime.device=cpu"]
-        config = runs.resolve_config(settings, file=None, resume=path, checkpoint=checkpoint)
+        config = resolve_checkpoint(path, checkpoint.config, settings)
         processes = runs.start_runtime(config)
         dataset, detector = runs.build_trained(config, checkpoint, path, processes)
         batches = runs.under_progress(runs.evaluation_loader(config, dataset, processes), processes)

@@ -30,11 +30,12 @@ from configs.schema import Config
 from console import guard_console
 from datasets.annotations import read_annotations
 from engine.archive import CheckpointError, write_archive
-from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
+from engine.assembly.exit_codes import UsageError, exit_code
+from engine.assembly.resolve import fill_input_statistics
 from engine.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
 from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
 from models.backbone_weights import load_backbone_weights
-from models.build import build_detector, fill_input_statistics
+from models.build import build_detector
 from models.conversion import (
     CLASS_TENSORS,
     Naming,
@@ -70,7 +71,7 @@ class Report:
 def main(arguments: list[str] | None = None) -> int:
     guard_console()
     options = parse_arguments(arguments)
-    return exit_code(lambda: convert(options), EXIT_CODES)
+    return exit_code(lambda: convert(options))
 
 
 def convert(options: argparse.Namespace) -> None:

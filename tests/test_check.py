@@ -64,7 +64,17 @@ def test_the_rest_is_looked_at_without_data(experiment: Path, capsys: pytest.Cap
     assert "weights: ok" in printed
     assert "not tried, without training data" in printed
     problems = [(record["part"], record["exit_code"]) for record in records(experiment) if record["kind"] == "problem"]
-    assert problems == [("training data", 3), ("evaluation data", 3)]
+    assert problems == [("data root", 3)]
+    assert printed.count("nowhere: no such data root") == 1
+    assert "data root: 1 error (" in printed
+    assert "ready: exit code 3" in printed
+
+
+@pytest.mark.parametrize(("missing", "parts"), [("train", ["training data"]), ("val", ["evaluation data"])])
+def test_a_missing_annotation_file_is_told_once(experiment: Path, missing: str, parts: list[str]) -> None:
+    (experiment.parent / "data" / f"{missing}.json").unlink()
+    assert run(experiment, "--check") == 3
+    assert [record["part"] for record in records(experiment) if record["kind"] == "problem"] == parts
 
 
 def test_the_list_on_the_terminal_is_short_and_the_one_in_the_file_is_not(

@@ -11,10 +11,11 @@ from tiny_run import write_experiment
 
 from configs.loader import load_config
 from datasets.build import build_dataset, build_eval_loader
+from engine.assembly.resolve import fill_input_statistics
 from engine.detection_metrics import AITOD
 from engine.distributed import Processes
 from engine.evaluate import evaluate_detector, predict_batches
-from models.build import build_detector, build_postprocess, fill_input_statistics
+from models.build import build_detector, build_postprocess
 
 IMAGES = (0, 1, 2, 5, 7)
 OBJECTS = [3, 0, 5, 1, 2, 6, 0]

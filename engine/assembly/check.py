@@ -7,11 +7,11 @@ from torch import nn
 
 from configs.paths import expand_path
 from configs.schema import Config
-from datasets.build import build_dataset, check_classes, check_images, densest_batch
+from datasets.build import build_dataset, check_classes, check_images, densest_batch, open_root
 from datasets.coco import CocoDetection
 from datasets.findings import Findings
 from datasets.structures import Batch, DataError
-from engine.assembly.exit_codes import EXIT_CODES, UsageError
+from engine.assembly.exit_codes import UsageError, expected_errors
 from engine.assembly.start import compare_data, load_initial_weights, refuse_used, resolve_initial_density
 from engine.checkpoint import CheckpointError, load_weights
 from engine.distributed import Processes
@@ -19,6 +19,7 @@ from engine.optim import build_optimizer
 from engine.preflight import Part, Preflight, TrialError, try_step
 from engine.run_folder import Resumption, RunFolderError, lacking_space
 from engine.trainer import checkpoint_bytes
+from engine.wording import counted
 from models.build import build_criterion, build_detector
 
 Start = Resumption | CheckpointError | None
@@ -35,7 +36,8 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
     # A cache would decode every image; that is for --check-full.
     config = replace(config, data=replace(config.data, cache_images="none"))
     folder = expand_path(str(config.runtime.output_dir), "runtime.output_dir")
-    preflight = Preflight(folder, codes={**EXIT_CODES, TrialError: 1}, finding_code=EXIT_CODES[DataError])
+    codes = expected_errors()
+    preflight = Preflight(folder, codes={**codes, TrialError: 1}, finding_code=codes[DataError])
     splits = _check_data(config, preflight, full=full)
     training_set = next((split for split in splits if split.training), None)
     if training_set is not None and not isinstance(start, Resumption):
@@ -61,7 +63,11 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
 
 def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence[CocoDetection]:
     """The splits that can be opened at all."""
-    splits = []
+    splits: list[CocoDetection] = []
+    with preflight.part("data root") as part:
+        part.say(str(open_root(config.data)))
+    if preflight.failed:
+        return splits
     for training in (True, False):
         name = "training" if training else "evaluation"
         findings = Findings()
@@ -127,6 +133,6 @@ def _try_steps(
     steps = -(-images // config.data.batch_size)
     hours = sorted(config.optim.epochs * steps * pace / 3600 for pace in seconds)
     part.say(
-        f"{config.optim.epochs} epochs of {steps:,} such steps on {processes.device.type}: {hours[0]:.1f} to "
-        f"{hours[1]:.1f} hours, evaluations not counted"
+        f"{counted(config.optim.epochs, 'epoch')} of {counted(steps, 'such step')} on {processes.device.type}: "
+        f"{hours[0]:.1f} to {hours[1]:.1f} hours, evaluations not counted"
     )

@@ -1,36 +1,40 @@
-"""Exit codes of main.py and of the scripts that share its errors."""
+"""Exit codes of main.py and of the scripts that share its errors. Without torch, until an error needs it."""
 
 import sys
 from collections.abc import Callable, Mapping
 
-import torch
-
 from configs.loader import ConfigError
-from datasets.structures import DataError
-from engine.checkpoint import CheckpointError
-from engine.distributed import StartError, stop_processes
-from engine.hang_watch import HangError
 from engine.interruption import Interrupted
-from engine.run_folder import RunFolderError
-from engine.step_failures import NonFiniteLossError, StepMemoryError
-from models.backbone_weights import WeightsError
-from models.matcher import NonFiniteCostError
 
-EXIT_CODES: dict[type[Exception], int] = {
-    ConfigError: 2,
-    StartError: 2,
-    RunFolderError: 2,
-    DataError: 3,
-    CheckpointError: 4,
-    WeightsError: 4,
-    NonFiniteLossError: 5,
-    NonFiniteCostError: 5,
-    StepMemoryError: 6,
-    torch.OutOfMemoryError: 6,
-    MemoryError: 6,
-    HangError: 1,
-    Interrupted: 75,
-}
+EARLY_ERRORS: dict[type[Exception], int] = {ConfigError: 2, Interrupted: 75, MemoryError: 6}
+"""Those that may come before torch is imported, which takes seconds"""
+
+
+def expected_errors() -> dict[type[Exception], int]:
+    """The exit code of every expected error; imports torch."""
+    import torch
+
+    from datasets.structures import DataError
+    from engine.checkpoint import CheckpointError
+    from engine.distributed import StartError
+    from engine.hang_watch import HangError
+    from engine.run_folder import RunFolderError
+    from engine.step_failures import NonFiniteLossError, StepMemoryError
+    from models.backbone_weights import WeightsError
+    from models.matcher import NonFiniteCostError
+
+    return EARLY_ERRORS | {
+        StartError: 2,
+        RunFolderError: 2,
+        DataError: 3,
+        CheckpointError: 4,
+        WeightsError: 4,
+        NonFiniteLossError: 5,
+        NonFiniteCostError: 5,
+        StepMemoryError: 6,
+        torch.OutOfMemoryError: 6,
+        HangError: 1,
+    }
 
 
 class UsageError(ConfigError):
@@ -40,14 +44,22 @@ class UsageError(ConfigError):
         super().__init__([problem])
 
 
-def exit_code(work: Callable[[], object], codes: Mapping[type[Exception], int]) -> int:
-    """The int that the work returns, or 0; after one of the errors of `codes`, whose message is printed, its code."""
+def exit_code(work: Callable[[], object], more: Mapping[type[Exception], int] | None = None) -> int:
+    """The int that the work returns, or 0; after an expected error, whose message is printed, its code.
+
+    more   errors that are expected besides, with their codes
+    """
     try:
         result = work()
         return result if isinstance(result, int) else 0
-    except tuple(codes) as error:
-        message = error.summary() if isinstance(error, DataError) else str(error)
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        return next(code for kind, code in codes.items() if isinstance(error, kind))
+    except Exception as error:
+        codes = EARLY_ERRORS if isinstance(error, tuple(EARLY_ERRORS)) else {**expected_errors(), **(more or {})}
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+        if code is None:
+            raise
+        summary = getattr(error, "summary", None)  # of a DataError
+        print(f"error: {summary() if summary else error}", file=sys.stderr, flush=True)
+        return code
     finally:
-        stop_processes()
+        if distributed := sys.modules.get("engine.distributed"):  # no process was started without it
+            distributed.stop_processes()

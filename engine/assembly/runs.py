@@ -1,21 +1,20 @@
 """A training and an evaluation, assembled from a config."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from configs.loader import dump_config, load_config, parse_config
-from configs.paths import escape_path, expand_path
+from configs.loader import dump_config
+from configs.paths import expand_path
 from configs.schema import Config
 from datasets.build import build_dataset, build_eval_loader, build_train_loader, check_trained_classes
 from datasets.coco import CocoDetection
 from datasets.loading import ImageLoader, worker_failures_named
 from datasets.structures import Batch
 from engine.acceleration import accelerate
-from engine.assembly.exit_codes import EXIT_CODES
+from engine.assembly.exit_codes import expected_errors
 from engine.assembly.start import (
     announce_memory,
     begin,
@@ -41,25 +40,7 @@ from engine.optim import build_optimizer
 from engine.run_folder import Resumption, RunFolder
 from engine.showcase import gallery_indices, show_evaluation
 from engine.trainer import Trainer, announce
-from models.build import build_criterion, build_detector, build_postprocess, fill_input_statistics
-
-
-def resolve_config(
-    overrides: Sequence[str], *, file: Path | None, resume: Path | None, checkpoint: Checkpoint | None
-) -> Config:
-    """The file's or the checkpoint's config with overrides, and with everything that follows from it filled in."""
-    if file is not None:
-        config = load_config(file, overrides)
-        name = file.stem
-    else:
-        assert resume is not None
-        assert checkpoint is not None
-        config = parse_config(checkpoint.config, f"{resume} (config)", overrides)
-        name = resume.parent.name
-    config = fill_input_statistics(config)
-    if config.runtime.output_dir is None:
-        config = replace(config, runtime=replace(config.runtime, output_dir=escape_path(f"runs/{name}")))
-    return config
+from models.build import build_criterion, build_detector, build_postprocess
 
 
 def start_runtime(config: Config) -> Processes:
@@ -108,7 +89,9 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
     )
     resumed = start.path if start is not None else None
     with (
-        RunFolder(folder, processes, keep=runtime.keep_checkpoints, resumed=resumed, codes=EXIT_CODES) as run_folder,
+        RunFolder(
+            folder, processes, keep=runtime.keep_checkpoints, resumed=resumed, codes=expected_errors()
+        ) as run_folder,
         RunLogger(folder, is_main=processes.is_main) as logger,
         determinism(processes.device, wanted=runtime.deterministic),
         worker_failures_named(loader),

@@ -6,8 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configs.compare import harmful_differences
-from configs.loader import parse_config
 from configs.paths import expand_path
 from configs.schema import Config
 from datasets.build import build_dataset, check_classes, check_query_limit, compare_splits, densest_shapes, mean_density
@@ -17,7 +15,7 @@ from datasets.image_cache import available_bytes
 from datasets.same_files import Digests
 from datasets.structures import DataError
 from engine.assembly.exit_codes import UsageError
-from engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
+from engine.checkpoint import CheckpointError, load_checkpoint, load_weights
 from engine.distributed import Processes, any_process, gather_rows, processes_that_differ
 from engine.logger import RunLogger
 from engine.memory import FIRST_USE, describe_room
@@ -25,31 +23,7 @@ from engine.run_folder import Resumption
 from engine.train import AUTOCAST_TYPES
 from engine.trainer import Trainer
 from models.backbone_weights import WeightsError, load_backbone_weights
-from models.build import build_detector, estimate_training_step, fill_input_statistics
-
-
-def find_last(config: Config) -> Path | None:
-    """last.pth of the run folder, which may be damaged or gone, where the folder holds a checkpoint of a run."""
-    folder = expand_path(str(config.runtime.output_dir), "runtime.output_dir")
-    return folder / "last.pth" if any(folder.glob("last*.pth")) else None
-
-
-def continue_config(config: Config, checkpoint: Checkpoint, path: Path, *, allow_change: bool) -> Config:
-    """The config with what the checkpoint's run took from its data.
-
-    Raises UsageError unless it makes the same training of it, or is allowed not to.
-    """
-    earlier = fill_input_statistics(parse_config(checkpoint.config, f"{path} (config)"))
-    ours, theirs = config.model.d3q, earlier.model.d3q
-    if ours is not None and theirs is not None and ours.initial_density is None:
-        d3q = replace(ours, initial_density=theirs.initial_density)
-        config = replace(config, model=replace(config.model, d3q=d3q))
-    if not allow_change and (differences := harmful_differences(config, earlier)):
-        raise UsageError(
-            f"{path} is of another config; undo the change, set another runtime.output_dir, or go on with it all the "
-            "same by --allow-config-change:\n" + "\n".join(differences)
-        )
-    return config
+from models.build import build_detector, estimate_training_step
 
 
 def refuse_used(folder: Path) -> None:

@@ -23,6 +23,7 @@ import main
 from datasets.build import build_dataset, build_train_loader
 from datasets.scenes import CountDistribution
 from engine.assembly import runs, start
+from engine.assembly.resolve import resolve_config
 from engine.checkpoint import load_checkpoint
 from engine.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from engine.trainer import Trainer
@@ -89,7 +90,7 @@ def run_engine(settings: list[str], folder: Path, lane: Connection) -> None:
 
 
 def run_bare(settings: list[str], folder: Path, lane: Connection) -> None:
-    config = runs.resolve_config(settings, file=CONFIG, resume=None, checkpoint=None)
+    config = resolve_config(CONFIG, settings)
     torch.manual_seed(config.runtime.seed)
     dataset = build_dataset(config.data, training=True, seed=config.runtime.seed)
     config = start.resolve_initial_density(config, dataset)

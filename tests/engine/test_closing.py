@@ -30,9 +30,7 @@ def test_the_report_at_the_end(tmp_path: Path) -> None:
         ["best", "5", "25.0", "50.0"],
         ["last", "9", "12.5", "-"],
     ]
-    assert (
-        lines[4] == "left out: 3 steps that were not finite, 7 annotations; replaced: 4 images that could not be read"
-    )
+    assert lines[4] == "left out: 3 steps not finite, 7 annotations; replaced: 4 images that could not be read"
     assert f"python main.py --eval --resume {tmp_path / 'best.pth'}" in lines[5]
     assert f"python main.py --resume {tmp_path / 'last.pth'} --set optim.epochs=3" in lines[6]
 

@@ -119,7 +119,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(10, 1), (20, 1), (30, 2), (40, 2)]
     scalars = events(tmp_path).Scalars("train/loss")
     assert [(event.step, event.value) for event in scalars] == [(10, 1), (20, 1), (30, 2), (40, 2)]
-    assert "1 records after step 20 dropped" in (tmp_path / "log.txt").read_text()
+    assert "1 record after step 20 dropped" in (tmp_path / "log.txt").read_text()
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbone import EfficientNetLite0, ResNet, SameConv2d, build_backbone
-from models.backbone_weights import WeightsError, input_statistics, load_backbone_weights
+from models.backbone_statistics import input_statistics
+from models.backbone_weights import WeightsError, load_backbone_weights
 
 LITE0 = "efficientnet_lite0"
 CHANNELS = {
