@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.annotation_entries import Categories, Images
+from datasets.annotation_values import Mended, as_flag, as_integer, as_number, describe, id_key, shorten
 from datasets.findings import Findings, Severity
 
 SKIP_HINT = "or set data.on_bad_annotation: skip to leave such annotations out"
 HUGE = 1e9
 """px; no image is that large."""
-INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,7 @@ def to_columns(entries: list[Any], *, keep_zero_area: bool) -> ObjectColumns | N
         ids = [[entry[key] for entry in entries] for key in ("image_id", "category_id")]
         areas = [entry.get("area") for entry in entries]
         crowd = [entry.get("iscrowd", 0) for entry in entries]
-        ignored = [bool(entry.get("ignore", False)) for entry in entries]
+        ignored = [entry.get("ignore", 0) for entry in entries]
         numbers = list(chain.from_iterable(boxes))
         plain = (
             _types(boxes) <= {list}
@@ -73,6 +71,7 @@ def to_columns(entries: list[Any], *, keep_zero_area: bool) -> ObjectColumns | N
             and _types(chain(*ids)) <= {int}
             and (_types(areas) <= {int, float} or _types(areas) == {type(None)})
             and set(crowd) <= {0, 1}
+            and set(ignored) <= {0, 1}
         )
         if not plain:
             return None
@@ -99,32 +98,138 @@ def _are_sound(columns: ObjectColumns, *, keep_zero_area: bool) -> bool:
     )
 
 
-def sound_columns(
-    entries: Iterable[tuple[int, Any]],
-    known: Known,
-    findings: Findings,
-    *,
-    path: Path,
-    severity: Severity,
-    keep_zero_area: bool,
-) -> ObjectColumns:
-    """The sound ones of the entries, which come with their numbers in the file; the others are findings."""
-    plain = []
-    for number, entry in entries:
-        fault = find_fault(entry, known, keep_zero_area)
-        if fault is not None:
-            where = f"{path}: {describe('annotations', number, entry)}"
-            findings.add(severity, fault[0], f"{where}: {fault[1]}", hint=SKIP_HINT)
-            continue
-        if type(entry["category_id"]) is not int:
-            message = f"{path}: category_id {shorten(entry['category_id'])} read as an integer"
-            findings.add("fixed", "category_id", message)
-        box, area = entry["bbox"], entry.get("area")
-        ids = {"image_id": int(entry["image_id"]), "category_id": as_category_id(entry["category_id"])}
-        plain.append(entry | ids | {"area": box[2] * box[3] if area is None else area})
-    columns = to_columns(plain, keep_zero_area=keep_zero_area)
-    assert columns is not None
-    return columns
+class EntryReader:
+    """Reads annotations field by field: what is sound becomes an object, what reads as sound is noted as mended.
+
+    Entries of an image or a category that has a fault of its own are left out without a further finding.
+
+    severity   of a fault: "error" or "skipped"
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        categories: Categories,
+        findings: Findings,
+        *,
+        path: Path,
+        severity: Severity,
+        keep_zero_area: bool,
+    ) -> None:
+        self.images, self.categories, self.findings = images, categories, findings
+        self.path, self.severity, self.keep_zero_area = path, severity, keep_zero_area
+        self.mended = Mended()
+        self._image_ids = frozenset(images.ids.tolist())
+        self._category_ids = frozenset(categories.ids.tolist())
+
+    def read(self, entries: Iterable[tuple[int, Any]]) -> ObjectColumns:
+        """The sound ones of the entries, which come with their numbers in the file; the others are findings."""
+        rows = []
+        for number, entry in entries:
+            try:
+                row = self._row(number, entry)
+            except _FaultError as fault:
+                where = f"{self.path}: {describe('annotations', number, entry)}"
+                self.findings.add(self.severity, fault.reason, f"{where}: {fault}", hint=SKIP_HINT)
+                continue
+            if row is not None:
+                rows.append(row)
+        image_ids, category_ids, boxes, areas, crowd, ignored = zip(*rows, strict=True) if rows else ((),) * 6
+        return ObjectColumns(
+            image_ids=np.array(image_ids, dtype=np.int64),
+            category_ids=np.array(category_ids, dtype=np.int64),
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            areas=np.array(areas, dtype=np.float64),
+            crowd=np.array(crowd, dtype=np.bool_),
+            ignored=np.array(ignored, dtype=np.bool_),
+        )
+
+    def _row(self, number: int, entry: Any) -> tuple[Any, ...] | None:
+        """Its values in the order of ObjectColumns; None where it belongs to an entry that has a fault."""
+        if not isinstance(entry, dict):
+            raise _FaultError("not_an_object", "is not a JSON object; write {image_id, category_id, bbox}")
+        image_id, category_id = self._image_id(entry), self._category_id(entry)
+        box = _read_box(entry.get("bbox"), keep_zero_area=self.keep_zero_area)
+        area = _read_area(entry.get("area"))
+        area = box[2] * box[3] if area is None else area
+        crowd, ignored = _read_flag(entry, "iscrowd"), _read_flag(entry, "ignore")
+        if image_id is None or category_id is None:
+            return None
+        ids: dict[str, float] = {"image_id": image_id, "category_id": category_id}
+        others: dict[str, float] = {"area": area, "iscrowd": int(crowd), "ignore": int(ignored)}
+        for key, value in (ids | others).items():
+            if isinstance(entry.get(key), str) or (key in ids and type(entry[key]) is not int):
+                self._note(key, number, entry, value)
+        return image_id, category_id, box, area, crowd, ignored
+
+    def _image_id(self, entry: dict[str, Any]) -> int | None:
+        """The image's number; None where that image has a fault."""
+        value = entry.get("image_id")
+        image_id = self.images.number_of(value)
+        if image_id in self._image_ids:
+            return image_id
+        if id_key(value) in self.images.refused:
+            return None
+        raise _FaultError("unknown_image", f"image_id {shorten(value)} is no id in images; add that image")
+
+    def _category_id(self, entry: dict[str, Any]) -> int | None:
+        """The same for its category."""
+        value = entry.get("category_id")
+        category_id = as_integer(value)
+        if category_id in self._category_ids:
+            return category_id
+        if id_key(value) in self.categories.refused:
+            return None
+        known = shorten(self.categories.ids.tolist())
+        raise _FaultError("unknown_category", f"category_id {shorten(value)} is none of {known}; add that category")
+
+    def _note(self, key: str, number: int, entry: dict[str, Any], value: float) -> None:
+        where = f"{self.path}: annotations[{number}]"
+        self.mended.note(key, lambda: f"{where}: {key} {shorten(entry[key])} read as {value}")
+
+
+class _FaultError(Exception):
+    """What is wrong with an annotation and how to fix it, and the reason's name."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _read_box(box: Any, *, keep_zero_area: bool) -> list[float]:
+    if not isinstance(box, list) or len(box) != 4:
+        raise _FaultError("box_length", f"bbox {shorten(box)} is not [x, y, width, height]; write four numbers")
+    for value in box:
+        if type(value) is not int and type(value) is not float:
+            raise _FaultError("not_numeric", f"bbox {shorten(box)} holds a value that is no number; write four numbers")
+        if not -HUGE < value < HUGE:
+            raise _FaultError(
+                "not_finite", f"bbox {shorten(box)} holds NaN or an infinite or huge value; write it in px"
+            )
+    if box[2] < 0 or box[3] < 0:
+        hint = "bbox is [x, y, width, height], not two corners"
+        raise _FaultError("negative_size", f"bbox {shorten(box)} has a negative width or height ({hint}); fix it")
+    if not keep_zero_area and (box[2] == 0 or box[3] == 0):
+        raise _FaultError("zero_area", f"bbox {shorten(box)} has zero area; fix it")
+    return box
+
+
+def _read_area(value: Any) -> float | None:
+    """None where it is not given."""
+    area = as_number(value)
+    if value is not None and (area is None or not 0 <= area < HUGE**2):
+        raise _FaultError(
+            "bad_area", f"area {shorten(value)} is no number >= 0; write it in px^2 or leave the field out"
+        )
+    return area
+
+
+def _read_flag(entry: dict[str, Any], key: str) -> bool:
+    """False where it is not there."""
+    flag = as_flag(entry.get(key, 0))
+    if flag is None:
+        raise _FaultError(f"bad_{key}", f"{key} {shorten(entry[key])} is neither 0 nor 1; write one of them")
+    return flag
 
 
 class ColumnsBuilder:
@@ -148,76 +253,5 @@ class ColumnsBuilder:
         )
 
 
-@dataclass(frozen=True)
-class Known:
-    """The ids that annotations may refer to."""
-
-    image_ids: frozenset[int]
-    category_ids: frozenset[int]
-
-    @cached_property
-    def categories(self) -> str:
-        return shorten(sorted(self.category_ids))
-
-
-def find_fault(entry: Any, known: Known, keep_zero_area: bool) -> tuple[str, str] | None:
-    """(reason, what is wrong and how to mend it), or None for a sound annotation."""
-    if not isinstance(entry, dict):
-        return "not_an_object", "is not a JSON object; write {image_id, category_id, bbox}"
-    image_id, category_id = entry.get("image_id"), entry.get("category_id")
-    if not is_integer(image_id) or image_id not in known.image_ids:
-        return "unknown_image", f"image_id {shorten(image_id)} is no id in images; add that image"
-    if as_category_id(category_id) not in known.category_ids:
-        return (
-            "unknown_category",
-            f"category_id {shorten(category_id)} is none of {known.categories}; add that category",
-        )
-    box, area = entry.get("bbox"), entry.get("area")
-    if not isinstance(box, list) or len(box) != 4:
-        return "box_length", f"bbox {shorten(box)} is not [x, y, width, height]; write four numbers"
-    for value in box:
-        if type(value) is not int and type(value) is not float:
-            return "not_numeric", f"bbox {shorten(box)} holds a value that is no number; write four numbers"
-        if not -HUGE < value < HUGE:
-            return "not_finite", f"bbox {shorten(box)} holds NaN or an infinite or huge value; write it in px"
-    if box[2] < 0 or box[3] < 0:
-        hint = "bbox is [x, y, width, height], not two corners"
-        return "negative_size", f"bbox {shorten(box)} has a negative width or height ({hint}); mend it"
-    if not keep_zero_area and (box[2] == 0 or box[3] == 0):
-        return "zero_area", f"bbox {shorten(box)} has zero area; fix it"
-    if area is not None and not (type(area) in (int, float) and 0 <= area < HUGE**2):
-        return "bad_area", f"area {shorten(area)} is no number >= 0; write it in px^2 or leave the field out"
-    if entry.get("iscrowd", 0) not in (0, 1):
-        return "bad_iscrowd", f"iscrowd {shorten(entry['iscrowd'])} is neither 0 nor 1; write one of them"
-    return None
-
-
 def _types(values: Iterable[Any]) -> set[type]:
     return set(map(type, values))
-
-
-def is_integer(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and value.is_integer())
-
-
-def as_category_id(value: Any) -> int | None:
-    """3 of 3, 3.0 or "3"; None of anything else, and beyond 64 bits."""
-    if isinstance(value, str) and INTEGER.fullmatch(value):
-        value = int(value)
-    return int(value) if is_integer(value) and -(2**63) <= value < 2**63 else None
-
-
-def describe(section: str, number: int, entry: Any) -> str:
-    known = f" (id {shorten(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
-    return f"{section}[{number}]{known}"
-
-
-def shorten(value: Any, limit: int = 80) -> str:
-    """The value in at most `limit` characters, however deep or large it is."""
-    text = value if isinstance(value, str) and value.startswith("a ") else _repr.repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-_repr = reprlib.Repr()
-_repr.maxlevel, _repr.maxlist, _repr.maxdict = 4, 30, 30
-_repr.maxstring = _repr.maxlong = _repr.maxother = 80

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.annotation_columns import as_category_id, describe, is_integer, shorten
+from datasets.annotation_values import Mended, as_integer, describe, id_key, shorten
 from datasets.findings import Findings, one_line
 from datasets.packed_strings import PackedStrings
 
@@ -20,95 +22,206 @@ MAX_SIDE = 2**20
 
 @dataclass(frozen=True)
 class Categories:
-    """names (K), ids (K,) int64, both by ascending id; refused: ids of entries with another fault."""
+    """names (K), ids (K,) int64, both by ascending id.
+
+    parents   names of those that are no classes
+    refused   keys (id_key) of the ids of faulty entries
+    """
 
     names: tuple[str, ...]
     ids: np.ndarray
-    refused: frozenset[int]
+    parents: tuple[str, ...]
+    refused: frozenset[Hashable]
 
 
 @dataclass(frozen=True)
 class Images:
-    """ids (I,) int64, file_names (I), sizes (I, 2) int64 height, width, px; refused as in Categories."""
+    """ids (I,) int64, file_names (I), sizes (I, 2) int64 height, width, px; refused as in Categories.
+
+    named   ids of the file that are no numbers -> their numbers, which no other image has
+    """
 
     ids: np.ndarray
     file_names: PackedStrings
     sizes: np.ndarray
-    refused: frozenset[int]
+    named: dict[str, int]
+    refused: frozenset[Hashable]
+
+    def number_of(self, value: Any) -> int | None:
+        """The number of the image that an `image_id` means, if it is one."""
+        if isinstance(value, str) and value in self.named:
+            return self.named[value]
+        number = as_integer(value)
+        return None if number in self._given else number
+
+    @cached_property
+    def _given(self) -> frozenset[int]:
+        """Numbers that are no ids of the file"""
+        return frozenset(self.named.values())
 
 
-def read_categories(entries: list[Any], path: Path, findings: Findings) -> Categories:
-    """Every category becomes a class."""
+def read_categories(
+    entries: list[Any],
+    path: Path,
+    findings: Findings,
+    *,
+    used: Collection[Hashable] = (),
+    num_classes: int | None = None,
+) -> Categories:
+    """Every category becomes a class, except a mere parent: one without objects that is the supercategory of others.
+
+    used          keys (id_key) of the categories that annotations refer to
+    num_classes   of the model: parents stay where it counts them
+    """
     names: dict[int, str] = {}
-    taken: set[str] = set()
-    refused: set[int] = set()
+    owners: dict[str, int] = {}
+    mended = Mended()
+    parents = _find_parents(entries, used, num_classes, path, findings)
 
-    def check(entry: dict[str, Any]) -> str | None:
-        category_id, name = as_category_id(entry["id"]), entry["name"]
+    def check(number: int, entry: dict[str, Any]) -> str | None:
+        category_id, name = as_integer(entry["id"]), entry["name"]
         if category_id is None:
             return f"id {shorten(entry['id'])} is not an integer; number the categories"
         if not isinstance(name, str | int):
-            refused.add(category_id)
             return f"name {shorten(name)} is no text; write the class's name"
-        if category_id in names or str(name) in taken:
-            return f"id {category_id} or name {shorten(name)} appears twice; make both unique"
+        if category_id in names:
+            return f"id {category_id} appears twice, for {names[category_id]!r} too; make ids unique"
+        if str(name) in owners:
+            return f"name {shorten(name)} appears twice, for id {owners[str(name)]} too; make names unique"
         names[category_id] = one_line(str(name))
-        taken.add(str(name))
+        owners[str(name)] = category_id
         if type(entry["id"]) is not int:
-            findings.add("fixed", "category_id", f"{path}: categories: id {shorten(entry['id'])} read as {category_id}")
+            where = describe("categories", number, entry)
+            mended.note("category_id", lambda: f"{path}: {where}: id {shorten(entry['id'])} read as {category_id}")
         return None
 
-    _check_each("categories", entries, ("id", "name"), check, path, findings)
+    refused = _check_each("categories", entries, ("id", "name"), check, path, findings, left_out=parents)
+    mended.report(findings)
     ids = sorted(names)
-    return Categories(tuple(names[i] for i in ids), np.array(ids, dtype=np.int64), frozenset(refused))
+    return Categories(
+        names=tuple(names[i] for i in ids),
+        ids=np.array(ids, dtype=np.int64),
+        parents=tuple(one_line(str(entries[place]["name"])) for place in sorted(parents)),
+        refused=refused,
+    )
+
+
+def _find_parents(
+    entries: list[Any], used: Collection[Hashable], num_classes: int | None, path: Path, findings: Findings
+) -> frozenset[int]:
+    """Places of the entries that are no classes; a warning names them, and those that only `num_classes` makes one."""
+    written = [entry if isinstance(entry, dict) else {} for entry in entries]
+    names = Counter(str(entry.get("name")) for entry in written)
+    children = Counter(str(entry.get("supercategory")) for entry in written)
+    found = [
+        place
+        for place, entry in enumerate(written)
+        if {"id", "name"} <= entry.keys()
+        and id_key(entry["id"]) not in used
+        and children[str(entry["name"])] > (entry.get("supercategory") == entry["name"])
+    ]
+    if len(found) == len(entries):
+        return frozenset()
+    dropped = [place for place in found if names[str(written[place]["name"])] > 1]
+    if num_classes != len(entries) - len(dropped):
+        dropped = found
+    for place in found:
+        outcome = "no class here"
+        if place not in dropped:
+            outcome = f"a class only because model.num_classes counts it; set {num_classes - 1} to leave it out"  # type: ignore[operator]
+        where = describe("categories", place, entries[place])
+        message = (
+            f"{path}: {where}: {shorten(written[place]['name'])} has no objects and is the supercategory of others: "
+            f"{outcome}"
+        )
+        findings.add("warning", "parent_category", message)
+    return frozenset(dropped)
 
 
 def read_images(entries: list[Any], path: Path, findings: Findings) -> Images:
-    """In the file's order."""
+    """In the file's order. An id that is a name gets the entry's place as its number, or another that is free."""
     first: dict[int, int] = {}
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
-    refused: set[int] = set()
+    numbers, mended = _ImageNumbers(entries), Mended()
 
-    def check(entry: dict[str, Any]) -> str | None:
-        image_id = entry["id"]
-        if not is_integer(image_id) or not 0 <= image_id < 2**63:
-            return f"id {shorten(image_id)} is not an integer >= 0 of 63 bits; number the images"
+    def check(place: int, entry: dict[str, Any]) -> str | None:
+        image_id = numbers.number_of(place, entry["id"])
+        if image_id is None or not 0 <= image_id < 2**63:
+            return f"id {shorten(entry['id'])} is neither an integer >= 0 of 63 bits nor a name; number the images"
         if image_id in first:
-            return f"id {shorten(image_id)} is also that of image {first[image_id]} of the file; make ids unique"
-        if (fault := _name_fault(entry["file_name"]) or _size_fault(entry)) is not None:
-            refused.add(int(image_id))
+            return f"id {shorten(entry['id'])} is also that of images[{first[image_id]}]; make ids unique"
+        height, width = as_integer(entry["height"]), as_integer(entry["width"])
+        fault = _name_fault(entry["file_name"]) or _size_fault(entry, height=height, width=width)
+        if fault is not None:
             return fault
-        first[int(image_id)] = len(first)
+        if type(entry["id"]) is not int:
+            reason = "image_name" if entry["id"] in numbers.named else "image_id"
+            mended.note(reason, lambda: f"{path}: {describe('images', place, entry)}: read as {image_id}")
+        if type(entry["height"]) is not int or type(entry["width"]) is not int:
+            what = f"height {shorten(entry['height'])}, width {shorten(entry['width'])} read as integers"
+            mended.note("image_size", lambda: f"{path}: {describe('images', place, entry)}: {what}")
+        first[image_id] = place
         names.append(entry["file_name"])
-        sizes.append((int(entry["height"]), int(entry["width"])))
+        sizes.append((int(height), int(width)))  # type: ignore[arg-type]  # no fault: both are there
         return None
 
-    _check_each("images", entries, ("id", "file_name", "height", "width"), check, path, findings)
+    refused = _check_each("images", entries, ("id", "file_name", "height", "width"), check, path, findings)
+    mended.report(findings)
     return Images(
         ids=np.array(list(first), dtype=np.int64),
         file_names=PackedStrings.of(names),
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
-        refused=frozenset(refused),
+        named=numbers.named,
+        refused=refused,
     )
+
+
+class _ImageNumbers:
+    """Numbers for ids of images: their own, or for names one that no other image has."""
+
+    def __init__(self, entries: list[Any]) -> None:
+        self.named: dict[str, int] = {}
+        self._taken = {as_integer(entry.get("id")) for entry in entries if isinstance(entry, dict)}
+        self._count = len(entries)
+
+    def number_of(self, place: int, value: Any) -> int | None:
+        """None for what is neither an integer nor a name."""
+        number = as_integer(value)
+        if number is not None or not isinstance(value, str) or not value.strip():
+            return number
+        if value not in self.named:
+            while place in self._taken:
+                place += self._count
+            self.named[value] = place
+        return self.named[value]
 
 
 def _check_each(
     section: str,
     entries: list[Any],
     fields: tuple[str, ...],
-    check: Callable[[dict[str, Any]], str | None],
+    check: Callable[[int, dict[str, Any]], str | None],
     path: Path,
     findings: Findings,
-) -> None:
-    for number, entry in enumerate(entries):
+    *,
+    left_out: Collection[int] = (),
+) -> frozenset[Hashable]:
+    """Keys of the ids of the entries that have a fault; `left_out` are places of entries that are not looked at."""
+    refused: set[Hashable] = set()
+    for place, entry in enumerate(entries):
+        if place in left_out:
+            continue
         lacking = [key for key in fields if not isinstance(entry, dict) or key not in entry]
         if lacking:
             fault: str | None = f"has no field {lacking[0]!r}; add it (found {shorten(entry)})"
         else:
-            fault = check(entry)
+            fault = check(place, entry)
         if fault is not None:
-            findings.add("error", f"bad_{section}", f"{path}: {describe(section, number, entry)}: {fault}")
+            findings.add("error", f"bad_{section}", f"{path}: {describe(section, place, entry)}: {fault}")
+            if isinstance(entry, dict) and "id" in entry:
+                refused.add(id_key(entry["id"]))
+    return frozenset(refused)
 
 
 def _name_fault(name: Any) -> str | None:
@@ -122,9 +235,8 @@ def _name_fault(name: Any) -> str | None:
     return None
 
 
-def _size_fault(entry: dict[str, Any]) -> str | None:
-    for key in ("height", "width"):
-        value = entry[key]
-        if not is_integer(value) or not 1 <= value < MAX_SIDE:
-            return f"{key} {shorten(value)} is not a size in px, 1 to {MAX_SIDE - 1}; write the image's own"
+def _size_fault(entry: dict[str, Any], **sizes: int | None) -> str | None:
+    for key, value in sizes.items():
+        if value is None or not 1 <= value < MAX_SIDE:
+            return f"{key} {shorten(entry[key])} is not a size in px, 1 to {MAX_SIDE - 1}; write the image's own"
     return None

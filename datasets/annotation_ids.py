@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.annotation_columns import describe
+from datasets.annotation_values import describe
 from datasets.findings import Findings
 
 RENUMBER_HINT = "or set data.on_bad_annotation: skip to count them anew in memory"

@@ -52,10 +52,17 @@ def open_root(data: DataConfig) -> Path:
 
 
 def build_dataset(
-    data: DataConfig, *, training: bool, seed: int, processes_here: int = 1, findings: Findings | None = None
+    data: DataConfig,
+    *,
+    training: bool,
+    seed: int,
+    num_classes: int | None = None,
+    processes_here: int = 1,
+    findings: Findings | None = None,
 ) -> CocoDetection:
     """The training or the evaluation split.
 
+    num_classes      of the model: categories that are only the parents of others are classes where it counts them
     processes_here   how many on this machine build it
     findings         gets all that is found, errors too, and what is left is opened; without one they are raised
 
@@ -74,6 +81,7 @@ def build_dataset(
         drop_empty=training and data.drop_empty,
         max_image_pixels=data.max_image_pixels,
         exif=data.exif,
+        num_classes=num_classes,
         findings=findings,
     )
     dataset.check_files(found, follow_links=data.follow_links)
@@ -152,13 +160,15 @@ def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *
 
 
 def check_classes(dataset: CocoDetection, num_classes: int) -> None:
-    """Raises DataError unless the data set has as many classes as the model."""
+    """Raises DataError unless the data set has as many classes as the model, or categories with faults of their own."""
     found = len(dataset.categories)
-    if found != num_classes:
-        background = " (categories only: the background is no class here)" if num_classes == found + 1 else ""
+    if found != num_classes and dataset.table.all_sound:
+        parents, remark = dataset.table.describe_parents(), ""
+        if num_classes == found + 1 and not parents:
+            remark = " (categories only: the background is no class here)"
         raise DataError(
-            f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}), but "
-            f"model.num_classes is {num_classes}; set model.num_classes: {found}{background}",
+            f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}){parents}, but "
+            f"model.num_classes is {num_classes}; set model.num_classes: {found}{remark}",
             "num_classes",
         )
 
@@ -191,14 +201,15 @@ def compare_splits(
 
     pixels   of the images of both splits, where they were decoded: copies are found too
     """
-    if train.categories != val.categories:
+    if train.categories != val.categories and train.table.all_sound and val.table.all_sound:
         labels = zip_longest(train.categories, val.categories)
         k, (ours, theirs) = next((k, pair) for k, pair in enumerate(labels) if pair[0] != pair[1])
         only = [sorted(set(a) - set(b)) for a, b in permutations((train.categories, val.categories))]
         message = (
             f"{val.table.path}: its categories are not those of {train.table.path}: label {k} is {theirs!r} there and "
-            f"{ours!r} in training; only in training: {only[0][:10]}, only in evaluation: {only[1][:10]}; give both "
-            "files the same categories with the same ids"
+            f"{ours!r} in training; only in training: {only[0][:10]}, only in evaluation: {only[1][:10]}"
+            f"{train.table.describe_parents()}{val.table.describe_parents()}; give both files the same categories with "
+            "the same ids"
         )
         findings.add("error", "categories_differ", message)
     files = [image_files(dataset) for dataset in (train, val)]

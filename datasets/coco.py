@@ -21,7 +21,10 @@ from datasets.images import MAX_PIXELS, ImageFile, read_image
 from datasets.name_hints import hint_for_path
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
-from datasets.transforms import Sample, Transform
+from datasets.transforms import Sample, Transform, resized_shape
+
+MANY_DROPPED = 0.1
+"""Share of the objects, above which a warning says so"""
 
 
 class CocoDetection(Dataset[tuple[Tensor, Target]]):
@@ -36,11 +39,13 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     drop_empty         leave out images without a usable object, as published; not in evaluation
     max_image_pixels   a larger image is refused
     exif               "auto" | "apply" | "ignore": whether a camera's rotation is undone, as in `read_image`
+    recompute_area     an `area` of 0 beside a sound box is width times height; False for comparisons with pycocotools
+    num_classes        of the model, which decides whether categories that are only the parents of others are classes
     findings           gets all that is found, errors too, and what is left is opened; without one they are raised
 
     Targets hold the usable objects, clipped to the image: crowds, ignored boxes, boxes below 1 px and boxes
     outside the image are left out, as published, and counted in `dropped`. `ground_truth` has everything, as in
-    the file. Labels are contiguous, in the order of the category ids. Annotation ids play no part.
+    the file, but for areas of 0. Labels are contiguous, in the order of the category ids. Annotation ids play no part.
 
     raises DataError at construction for a file that cannot be used, at `dataset[key]` for an unusable image.
     """
@@ -57,6 +62,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         drop_empty: bool = False,
         max_image_pixels: int = MAX_PIXELS,
         exif: ExifPolicy = "auto",
+        recompute_area: bool = True,
+        num_classes: int | None = None,
         findings: Findings | None = None,
     ) -> None:
         if drop_empty and not training:
@@ -67,7 +74,12 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
         self.training, self.max_image_pixels, self.exif = training, max_image_pixels, exif
         self.table = read_annotations(
-            annotations, on_bad_annotation=on_bad_annotation, keep_zero_area=not training, findings=findings
+            annotations,
+            on_bad_annotation=on_bad_annotation,
+            keep_zero_area=not training,
+            recompute_area=recompute_area,
+            num_classes=num_classes,
+            findings=findings,
         )
         self.skipped = self.table.skipped
         self._usable, self.dropped = self._find_usable()
@@ -79,6 +91,10 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 f"{annotations}: no usable object in {len(self.table.image_ids)} images (left out: "
                 f"{self.dropped | self.skipped}); there is nothing to learn, check annotations"
             )
+        own = Findings() if findings is None else findings
+        self._warn_of_many_dropped(own)
+        self._warn_of_empty_classes(own)
+        self.warnings = (*(self.table.warnings if findings is None else ()), *own.messages("warning"))
         self._positions = np.nonzero(usable_per_image > 0)[0] if drop_empty else np.arange(len(usable_per_image))
         self.objects_per_image = usable_per_image[self._positions]
         self._cache: ImageCache | None = None
@@ -188,18 +204,33 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """Lines of a report: what was left out, what was mended in memory, and what is odd."""
         counts = {"left out": self.dropped | self.skipped, "mended": self.fixed}
         lines = [f"{what}: {found}" for what, found in counts.items() if found]
-        return lines + [f"warning: {text}" for text in self.table.warnings]
+        return lines + [f"warning: {text}" for text in self.warnings]
 
     def statistics(self) -> DatasetStatistics:
         """Counts and sizes of the usable objects, clipped, before any transform."""
-        owner = np.repeat(np.arange(len(self.table.sizes)), np.diff(self.table.first_object))
-        corners = self._corners(owner[self._usable], self._usable)
         return summarise(
             objects_per_image=self.objects_per_image,
-            box_sizes=corners[:, 2:] - corners[:, :2],
+            box_sizes=self._usable_sizes(self._owners()),
             labels=self.table.labels[self._usable],
             categories=self.categories,
         )
+
+    def scaled_sizes(self, size: tuple[int, int]) -> np.ndarray:
+        """(N,) sqrt(w*h) of the usable objects, clipped, px of images fitted inside `size` (height, width)."""
+        kinds, kind_of = np.unique(self.table.sizes, axis=0, return_inverse=True)
+        shapes = np.array([resized_shape(height, width, size=size) for height, width in kinds.tolist()])
+        factors = np.sqrt((shapes / kinds).prod(axis=1))[kind_of.reshape(-1)]
+        owners = self._owners()
+        return np.sqrt(self._usable_sizes(owners).prod(axis=1)) * factors[owners]
+
+    def _owners(self) -> np.ndarray:
+        """(N,) places of the usable objects' images in the table."""
+        return np.repeat(np.arange(len(self.table.sizes)), np.diff(self.table.first_object))[self._usable]
+
+    def _usable_sizes(self, owners: np.ndarray) -> np.ndarray:
+        """(N, 2) width, height of the usable objects, clipped, px."""
+        corners = self._corners(owners, self._usable)
+        return corners[:, 2:] - corners[:, :2]
 
     def _locate(self, index: int) -> tuple[int, slice]:
         """Position in the table and the image's objects there."""
@@ -223,7 +254,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         reasons = {
             "crowd": table.crowd,
             "ignored": table.ignored,
-            "below_one_pixel": (size < 1).any(axis=1) | (table.areas <= 0),
+            "below_one_pixel": (size < 1).any(axis=1),
             # A sliver below 0.01 px would have zero width in float32.
             "outside_image": (np.minimum(low + size, limits) - np.maximum(low, 0) < 0.01).any(axis=1),
         }
@@ -233,6 +264,31 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             dropped[reason] = int((found & usable).sum())
             usable &= ~found
         return usable, {reason: count for reason, count in dropped.items() if count}
+
+    def _warn_of_many_dropped(self, findings: Findings) -> None:
+        """A warning where more than a tenth of the file's objects are no usable ones, for whatever reason."""
+        reasons = self.dropped | self.skipped
+        count, total = sum(reasons.values()), len(self.table.boxes) + sum(self.skipped.values())
+        if count <= total * MANY_DROPPED:
+            return
+        kinds = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+        effect = "not trained on"
+        if not self.training:
+            effect = "not counted; the metrics take all that were not skipped as official evaluators do"
+        message = f"{self.table.path}: {count:,} of {total:,} objects are dropped ({kinds}): {effect}"
+        findings.add("warning", "many_dropped", message, count=count)
+
+    def _warn_of_empty_classes(self, findings: Findings) -> None:
+        """A warning that names the classes that cannot be learnt."""
+        counts = np.bincount(self.table.labels[self._usable], minlength=len(self.categories))
+        empty = [name for name, count in zip(self.categories, counts, strict=True) if count == 0]
+        if self.training and empty and not findings.counts("error"):
+            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            message = (
+                f"{self.table.path}: {len(empty)} of {len(counts)} categories have no object to learn from: "
+                f"{', '.join(empty[:10])}{more}"
+            )
+            findings.add("warning", "empty_category", message, count=len(empty))
 
     def _count_clipped(self) -> int:
         """Usable objects that reach beyond their image, which are clipped."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+TINY = (2, 4)
+"""px; sizes below which an object is hardly there"""
+
 
 @dataclass(frozen=True)
 class DatasetStatistics:
@@ -35,6 +38,17 @@ class DatasetStatistics:
             f"box size: mean {self.box_size_mean:.1f} px, standard deviation {self.box_size_std:.1f} px\n"
             f"classes: {classes}"
         )
+
+
+def describe_scaled(sizes: np.ndarray, size: tuple[int, int]) -> str:
+    """How many objects are hardly there in the network's input.
+
+    sizes   (N,) sqrt(w*h), px of images scaled to `size` (height, width)
+    """
+    if len(sizes) == 0:
+        return "no object to scale"
+    below = [f"{(sizes < limit).sum():,} ({(sizes < limit).mean():.1%}) below {limit} px" for limit in TINY]
+    return f"objects scaled to data.image_size {list(size)}: {', '.join(below)}"
 
 
 def summarise(

@@ -157,9 +157,10 @@ def convert_to_mmdetection(options: argparse.Namespace) -> None:
 
 def choose_categories(options: argparse.Namespace, config: Config, foreign: ForeignCheckpoint | None) -> list[str]:
     """The given class names, or else the file's; as many as the config has, and no others than the file's heads."""
-    given = None
+    given, expected = None, config.model.num_classes
     if options.annotations is not None:
-        given = list(read_annotations(options.annotations, on_bad_annotation="skip").categories)
+        table = read_annotations(options.annotations, on_bad_annotation="skip", num_classes=expected)
+        given = list(table.categories)
     elif options.categories is not None:
         given = [name.strip() for name in options.categories.split(",")]
         if "" in given or len(set(given)) != len(given):
@@ -168,7 +169,6 @@ def choose_categories(options: argparse.Namespace, config: Config, foreign: Fore
     names = given if given is not None else theirs
     if names is None:
         raise UsageError(f"{options.file} has no class names; give --categories A,B,... or --annotations JSON")
-    expected = config.model.num_classes
     if len(names) != expected:
         raise CheckpointError(
             f"{options.file}: {len(names)} classes ({_first(names)}), but model.num_classes of {options.config} is "

@@ -105,7 +105,7 @@ def crowd(count: int, *, at_random: bool) -> Tensor:
 def switch_rows(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
     """Training losses of the same batches, weights and random numbers under each switch."""
     data = replace(config.data, batch_size=BATCH, num_workers=0)
-    dataset = build_dataset(data, training=True, seed=0)
+    dataset = build_dataset(data, training=True, seed=0, num_classes=config.model.num_classes)
     loader = build_train_loader(dataset, data, rank=0, world_size=1, seed=0, pin_memory=False)
     batches = list(islice(loader, BATCHES))
     yield f"\n| `fidelity` | loss, {BATCHES} batches of {BATCH} | change | queries | denoising queries |"

@@ -313,6 +313,62 @@ def without_fields(document: dict[str, Any]) -> None:
             del entry[key]
 
 
+def text_image_ids(bench: Bench, *, images: bool = True) -> list[str]:
+    def change(document: dict[str, Any]) -> None:
+        for entry in document["images"] if images else []:
+            entry["id"] = str(entry["id"])
+        for entry in document["annotations"]:
+            entry["image_id"] = str(entry["image_id"])
+
+    bench.change(change)
+    return bench.check()
+
+
+def named_images(bench: Bench, *, other: str | None = None) -> list[str]:
+    names = {10: "img-a", 11: "img-b", 12: "img-c"}
+
+    def change(document: dict[str, Any]) -> None:
+        for entry in document["images"]:
+            entry["id"] = names[entry["id"]]
+        for entry in document["annotations"]:
+            entry["image_id"] = other or names[entry["image_id"]]
+
+    bench.change(change)
+    return bench.check()
+
+
+def corner_boxes(*, thin: int) -> list[list[float]]:
+    """36 small objects anywhere in an image, some of them without width."""
+    draw = np.random.default_rng(0)
+    low = draw.integers(0, 30, (36, 2))
+    high = low + draw.integers(4, 10, (36, 2))
+    high[:thin, 0] = low[:thin, 0] = 20
+    return np.concatenate([low, high], axis=1).tolist()
+
+
+def zero_areas(document: dict[str, Any]) -> None:
+    for entry in document["annotations"]:
+        entry["area"] = 0
+
+
+def all_but_one_crowd(document: dict[str, Any]) -> None:
+    for entry in document["annotations"][1:]:
+        entry["iscrowd"] = 1
+
+
+def parents(bench: Bench) -> list[str]:
+    """A root of all categories, as Roboflow writes it."""
+    for split in ("train", "val"):
+        bench.change(lambda d: d["categories"].insert(0, {"id": 0, "name": "root", "supercategory": "none"}), split)
+        bench.change(lambda d: d["categories"][1].update(supercategory="root"), split)
+    return bench.check()
+
+
+def name_twice(bench: Bench) -> list[str]:
+    bench.change(lambda document: document["categories"][1].update(name="square"))
+    return bench.check()
+
+
 def shared_images(bench: Bench) -> list[str]:
     return bench.check("data.val.annotations=train.json", "data.val.images=train")
 

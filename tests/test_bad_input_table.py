@@ -17,6 +17,7 @@ from scripts.faults.launch import Run
 SKIP = "data.on_bad_annotation=skip"
 CORNERS = [[20 + k, 15 + k, 44, 36] for k in range(6)]
 NORMAL = [[0.1, 0.2, 0.3, 0.1 + k / 100] for k in range(5)]
+LEAVING = [[44, 2 + 7 * k, 9, 5] for k in range(5)] + [[30 - 3 * k, 20, 5, 6] for k in range(8)]
 DENSE = [[k % 8 * 5, k // 8 * 6, 4, 4] for k in range(40)]
 
 
@@ -118,20 +119,37 @@ TABLE = [
     Case(22, "unknown category", entry(category_id=7), 3, r"category_id 7 is none of \[1, 2\]; add"),
     Case(22, "unknown category, skip", entry(SKIP, category_id=7), 0, "left out: 1\n  unknown_category: 1"),
     Case(23, "category id as text", entry("data.flip_prob=0", category_id="1"), 0, "category_id: 1\n.*'1' read as"),
+    Case(23, "image ids as text", made.text_image_ids, 0, r"image_id: 11\n.*images\[0\] .*'10'.*read as 10 .3 such"),
+    Case(23, "image ids as text in annotations", lambda b: made.text_image_ids(b, images=False), 0, "image_id: 8\n"),
+    Case(23, "image names as ids", made.named_images, 0, r"image_name: 3\n.*'img-a'\): read as 0(.|\n)*ready"),
+    Case(23, "another image's name", lambda b: made.named_images(b, other="img-x"), 3, "'img-x' is no id in images"),
+    Case(23, "sizes as text", entry(SKIP, section="images", number=0, width="48"), 0, "image_size: 1\n.*width '48'"),
+    Case(23, "area as text", entry("data.flip_prob=0", area="36"), 0, "area: 1\n.*area '36' read as 36"),
     Case(23, "category name as id", entry(category_id="square"), 3, "category_id 'square' is none of"),
     Case(24, "NaN", entry(bbox=[1, 2, float("nan"), 4]), 3, r"bbox \[1, 2, nan, 4\] holds NaN"),
     Case(24, "infinite, skip", entry(SKIP, bbox=[1, 2, float("inf"), 4]), 0, "left out: 1\n  not_finite: 1"),
     Case(25, "negative size", entry(bbox=[9, 9, -3, 4]), 3, "negative width or height .*not two corners"),
     Case(25, "corners", boxes(CORNERS), 3, "6 of 6 boxes leave their image.*x1, y1, x2, y2 written as"),
+    Case(25, "corners, one thin", boxes(made.corner_boxes(thin=1)), 3, "x1, y1, x2, y2 written as"),
     Case(26, "zero area", entry(bbox=[9, 9, 0, 4]), 3, "zero area; fix it.*data.on_bad_annotation: skip"),
     Case(26, "zero area, skip", entry(SKIP, bbox=[9, 9, 0, 4]), 0, "left out: 1\n  zero_area: 1"),
     Case(27, "partly outside", entry("data.flip_prob=0", bbox=[40, 30, 20, 20]), 0, "mended: {'clipped_box': 1}"),
+    Case(27, "many beyond their image", boxes(LEAVING), 0, "boxes_leave_image: 5\n.*5 of 13 boxes leave their image"),
     Case(28, "outside", entry("data.flip_prob=0", bbox=[60, 60, 5, 5]), 0, "left out: {'outside_image': 1}"),
     Case(29, "text as numbers", entry(bbox=["1", 2, 3, 4]), 3, "holds a value that is no number"),
     Case(30, "three numbers", entry(bbox=[1, 2, 3]), 3, r"bbox \[1, 2, 3\] is not \[x, y, width, height\]"),
     Case(31, "no area, iscrowd, id", changed(made.without_fields), 0, "no_id: 8(.|\n)*no_area: 8(.|\n)*no_iscrowd: 8"),
+    Case(31, "area 0", changed(made.zero_areas), 0, r"area_zero: 8\n.*8 objects have area 0 beside a sound box"),
+    Case(
+        31, "area far from the box", entry("data.flip_prob=0", area=9999), 0, "area_far_from_box: 1\n.*9999 px.2 beside"
+    ),
     Case(32, "crowd", entry("data.flip_prob=0", iscrowd=1), 0, "left out: {'crowd': 1}"),
+    Case(32, "ignore as text", entry("data.flip_prob=0", ignore="False"), 0, "ignore: 1\n.*ignore 'False' read as 0"),
+    Case(32, "ignore is 2", entry(ignore=2), 3, "ignore 2 is neither 0 nor 1; write one of them .bad_ignore"),
+    Case(32, "ignore is 2, skip", entry(SKIP, ignore=2), 0, "left out: 1\n  bad_ignore: 1"),
+    Case(32, "most are dropped", changed(made.all_but_one_crowd), 0, "many_dropped: 7\n.*7 of 8 objects .*crowd 7"),
     Case(33, "normalised boxes", boxes(NORMAL), 3, "no bbox value is above 1.*normalised boxes. Multiply"),
+    Case(33, "normalised, one overshoots", boxes([*NORMAL, [0.2, 0.2, 2, 1.02]]), 3, "in 5 of 6 boxes .the first"),
     Case(34, "repeated object", boxes([[5, 5, 6, 6]] * 3), 0, "repeated_object: 2\n.*2 objects repeat another"),
     Case(35, "sparse category ids", made.sparse_everywhere, 0, "square"),
     Case(36, "other categories", changed(made.sparse_categories, split="val"), 0, "ready"),
@@ -141,6 +159,11 @@ TABLE = [
         changed(lambda d: d["categories"][1].update(name="disc"), split="val"),
         3,
         "label 1 is 'disc' there and 'other' in training",
+    ),
+    Case(36, "a mere parent", made.parents, 0, "parent_category: 2\n.*'root' has no objects(.|\n)*ready"),
+    Case(36, "a name twice", made.name_twice, 3, "errors: 1\n  bad_categories: 1\n.*'square' appears twice, for id 1"),
+    Case(
+        36, "no objects of a class", boxes([[5, 5, 6, 6]]), 0, "empty_category: 1\n.*1 of 2 categories .* from: other"
     ),
     Case(37, "shared images", made.shared_images, 0, "same_file: 3\n.*3 of its 3 images are trained on too"),
     Case(37, "a link into the other split", made.linked_into_evaluation, 0, "same_file: 1\n.*1 of its 2 images are tr"),

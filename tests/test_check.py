@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_run import write_experiment
 
 import main
@@ -92,7 +93,42 @@ def test_the_list_on_the_terminal_is_short_and_the_one_in_the_file_is_not(
     assert "... and 30 more" in printed
     assert sum(record["kind"] == "problem" for record in records(experiment)) == 50
     assert run(experiment, "--check", settings=("data.on_bad_annotation=skip",)) == 0
-    assert [record["severity"] for record in records(experiment) if record["kind"] == "problem"] == ["skipped"] * 50
+    problems = [record for record in records(experiment) if record["kind"] == "problem"]
+    assert [problem["severity"] for problem in problems] == ["skipped"] * 50 + ["warning"]
+    assert problems[-1]["reason"] == "many_dropped"
+
+
+def test_objects_that_scaling_makes_tiny_are_counted(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Boxes of 4, 8 and 18 px on images of 40 x 48, and one of 18 px on an image twice as large, at 16 x 16."""
+    data = experiment.parent / "data"
+    boxes = [(10, [1, 1, 4, 4]), (10, [9, 9, 4, 16]), (10, [20, 20, 18, 18]), (11, [20, 20, 18, 18])]
+    entries = [
+        {"id": number, "image_id": image, "category_id": 1, "bbox": box} for number, (image, box) in enumerate(boxes, 1)
+    ]
+    spoil(data / "train.json", lambda d: d.update(annotations=entries))
+    spoil(data / "train.json", lambda d: d["images"][1].update(height=80, width=96))
+    Image.new("RGB", (96, 80)).save(data / "train" / "1.png")
+    assert run(experiment, "--check", settings=("data.image_size=[16, 16]",)) == 0
+    printed = capsys.readouterr().out
+    assert "objects scaled to data.image_size [16, 16]: 1 (25.0%) below 2 px, 3 (75.0%) below 4 px" in printed
+    assert printed.count("objects scaled to data.image_size [16, 16]: ") == 2
+    spoil(data / "val.json", lambda d: d.update(annotations=[]))
+    assert run(experiment, "--check") == 0
+    printed = capsys.readouterr().out
+    assert "objects scaled to data.image_size [48, 48]: 0 (0.0%) below 2 px, 0 (0.0%) below 4 px" in printed
+    assert "no object to scale" in printed
+
+
+def test_faulty_categories_bring_no_further_errors(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither of their annotations, nor of the number of classes, nor of the other split."""
+    spoil(experiment.parent / "data" / "train.json", lambda d: d["categories"][1].update(name="square"))
+    assert run(experiment, "--check") == 3
+    printed = capsys.readouterr().out
+    problems = [record for record in records(experiment) if record["kind"] == "problem"]
+    assert [(p["part"], p["reason"]) for p in problems if p["severity"] == "error"] == [
+        ("training data", "bad_categories")
+    ]
+    assert "categories[1] (id 2): name 'square' appears twice, for id 1 too; make names unique" in printed
 
 
 def test_a_checked_folder_is_free_for_a_run_and_a_run_keeps_its_files(

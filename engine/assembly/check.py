@@ -10,6 +10,7 @@ from configs.schema import Config
 from datasets.build import build_dataset, check_classes, check_images, densest_batch, open_root
 from datasets.coco import CocoDetection
 from datasets.findings import Findings
+from datasets.statistics import describe_scaled
 from datasets.structures import Batch, DataError
 from engine.assembly.exit_codes import UsageError, expected_errors
 from engine.assembly.start import compare_data, load_initial_weights, refuse_used, resolve_initial_density
@@ -72,9 +73,16 @@ def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence
         name = "training" if training else "evaluation"
         findings = Findings()
         with preflight.part(f"{name} data", findings) as part:
-            dataset = build_dataset(config.data, training=training, seed=config.runtime.seed, findings=findings)
+            dataset = build_dataset(
+                config.data,
+                training=training,
+                seed=config.runtime.seed,
+                num_classes=config.model.num_classes,
+                findings=findings,
+            )
             splits.append(dataset)
-            part.say("\n".join([str(dataset.statistics()), *dataset.remarks()]))
+            scaled = describe_scaled(dataset.scaled_sizes(config.data.image_size), config.data.image_size)
+            part.say("\n".join([str(dataset.statistics()), scaled, *dataset.remarks()]))
             check_classes(dataset, config.model.num_classes)
     pixels = []
     for dataset in splits:

@@ -146,7 +146,11 @@ def build_trained(
 ) -> tuple[CocoDetection, nn.Module]:
     """The validation split of the config, and the detector with the checkpoint's weights."""
     dataset = build_dataset(
-        config.data, training=False, seed=config.runtime.seed, processes_here=processes.world_size_here
+        config.data,
+        training=False,
+        seed=config.runtime.seed,
+        num_classes=config.model.num_classes,
+        processes_here=processes.world_size_here,
     )
     check_trained_classes(dataset, checkpoint.categories, source=path)
     check_same_data(dataset, processes)

@@ -48,7 +48,11 @@ def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, Coco
     """The training and the validation split. Raises DataError."""
     training_set, validation_set = (
         build_dataset(
-            config.data, training=training, seed=config.runtime.seed, processes_here=processes.world_size_here
+            config.data,
+            training=training,
+            seed=config.runtime.seed,
+            num_classes=config.model.num_classes,
+            processes_here=processes.world_size_here,
         )
         for training in (True, False)
     )

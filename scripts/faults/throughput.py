@@ -92,7 +92,7 @@ def run_engine(settings: list[str], folder: Path, lane: Connection) -> None:
 def run_bare(settings: list[str], folder: Path, lane: Connection) -> None:
     config = resolve_config(CONFIG, settings)
     torch.manual_seed(config.runtime.seed)
-    dataset = build_dataset(config.data, training=True, seed=config.runtime.seed)
+    dataset = build_dataset(config.data, training=True, seed=config.runtime.seed, num_classes=config.model.num_classes)
     config = start.resolve_initial_density(config, dataset)
     detector = build_detector(config).train()
     criterion = build_criterion(config)

@@ -52,7 +52,7 @@ def test_sound_entries_are_not_looked_at_one_by_one(
 ) -> None:
     for entry in document["annotations"]:
         entry.setdefault("area", 12)
-    monkeypatch.delattr(annotations, "sound_columns")
+    monkeypatch.delattr(annotations, "EntryReader")
     open_dataset(document)
 
 
@@ -99,7 +99,7 @@ def test_objects_of_one_image_keep_the_order_of_the_file(open_dataset: Open, doc
 
 def test_nothing_per_image_or_object_is_a_python_object(open_dataset: Open, document: dict[str, Any]) -> None:
     """A worker would copy it: reading an object counts its references."""
-    few, more = copy.deepcopy(document), many(document, count=2000)
+    few, more = many(copy.deepcopy(document)), many(document, count=2000)
     more["images"] += [{"id": 100 + n, "file_name": f"{n}.png", "height": 40, "width": 60} for n in range(2000)]
     lengths = []
     for content in (few, more):

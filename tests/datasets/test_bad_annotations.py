@@ -15,7 +15,9 @@ from datasets.structures import DataError
 Open = Callable[..., CocoDetection]
 ANNOTATION_FAULTS = [
     ("unknown_image", {"image_id": 99}, ["image_id 99", "add that image"]),
-    ("unknown_image", {"image_id": "3"}, ["image_id '3'"]),
+    ("unknown_image", {"image_id": "33"}, ["image_id '33'"]),
+    ("unknown_image", {"image_id": "a"}, ["image_id 'a'"]),
+    ("unknown_image", {"image_id": True}, ["image_id True"]),
     ("unknown_image", {"image_id": [3]}, ["image_id [3]"]),
     ("unknown_category", {"category_id": 4}, ["category_id 4", "[2, 5, 90]"]),
     ("unknown_category", {"category_id": "vehicle"}, ["category_id 'vehicle'"]),
@@ -30,7 +32,20 @@ ANNOTATION_FAULTS = [
     ("zero_area", {"bbox": [9, 9, 0, 4]}, ["bbox [9, 9, 0, 4]", "zero area", "fix it"]),
     ("bad_area", {"area": "big"}, ["area 'big'", "px^2"]),
     ("bad_area", {"area": float("nan")}, ["area nan"]),
+    ("bad_area", {"area": -1e-9}, ["area -1e-09"]),
+    ("bad_area", {"area": "-1"}, ["area '-1'"]),
+    ("bad_area", {"area": "1e999"}, ["area '1e999'"]),
+    ("bad_area", {"area": [35]}, ["area [35]"]),
     ("bad_iscrowd", {"iscrowd": 2}, ["iscrowd 2", "0 nor 1"]),
+    ("bad_iscrowd", {"iscrowd": "2"}, ["iscrowd '2'"]),
+    ("bad_iscrowd", {"iscrowd": None}, ["iscrowd None"]),
+    ("bad_ignore", {"ignore": 2}, ["ignore 2", "0 nor 1"]),
+    ("bad_ignore", {"ignore": -1}, ["ignore -1"]),
+    ("bad_ignore", {"ignore": 0.5}, ["ignore 0.5"]),
+    ("bad_ignore", {"ignore": "no"}, ["ignore 'no'"]),
+    ("bad_ignore", {"ignore": ""}, ["ignore ''"]),
+    ("bad_ignore", {"ignore": None}, ["ignore None"]),
+    ("bad_ignore", {"ignore": []}, ["ignore []"]),
 ]
 
 
@@ -68,9 +83,15 @@ def test_all_bad_annotations_are_counted(open_dataset: Open, document: dict[str,
 
 
 IMAGE_FAULTS = [
-    ({"id": "7"}, ["id '7'", "number the images"]),
+    ({"id": "7"}, ["id '7'", "images[0]", "unique"]),
+    ({"id": "007.0"}, ["id '007.0'", "images[0]", "unique"]),
+    ({"id": None}, ["id None", "number the images"]),
+    ({"id": " "}, ["id ' '", "number the images"]),
+    ({"id": 12.5}, ["id 12.5", "number the images"]),
+    ({"id": 2**63}, ["id 9223372036854775808", "number the images"]),
     ({"id": -1}, ["id -1"]),
-    ({"id": 3}, ["id 3", "image 1", "unique"]),
+    ({"id": "-1"}, ["id '-1'"]),
+    ({"id": 3}, ["id 3", "images[1]", "unique"]),
     ({"file_name": ""}, ["file_name ''"]),
     ({"file_name": "a\0.png"}, ["file_name 'a\\x00.png'"]),
     ({"file_name": "../a.png"}, ["file_name '../a.png'", "leads out"]),
@@ -79,6 +100,8 @@ IMAGE_FAULTS = [
     ({"width": 0}, ["width 0", "px"]),
     ({"height": 40.5}, ["height 40.5"]),
     ({"height": None}, ["height None"]),
+    ({"height": "0"}, ["height '0'"]),
+    ({"width": "60px"}, ["width '60px'"]),
 ]
 
 
