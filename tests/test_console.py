@@ -156,7 +156,7 @@ def test_a_run_goes_on_and_its_log_is_whole(
     log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     assert NAMES[0] in log
     assert r"\udcff plane" in log
-    assert "] done: 1 epochs, 1 steps" in log
+    assert "] done: 1 epoch, 1 step in" in log
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 0
 
 
