@@ -13,13 +13,15 @@ def guard_console() -> None:
     a terminal that is gone, a full disk, a closed descriptor) is dropped for good: what is written to it, by this
     process or by programs it starts, goes nowhere. A warning on stderr says that stdout was dropped, except where its
     reader left, as `head` does. Standard descriptors that were closed at the start lead nowhere, so that no file of
-    the run gets their number.
+    the run gets their number. A stream that does not wait for a slow reader, as some parents leave it, is made to wait.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:  # closed, and so the lowest number that is free
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for descriptor in (1, 2):
+        os.set_blocking(descriptor, True)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, _Console):
@@ -69,7 +71,7 @@ class _Console:
 
     def _fail(self, error: OSError | ValueError) -> None:
         if isinstance(error, BlockingIOError):
-            return  # a slow reader of a stream that does not wait: this text is lost, the next one may pass
+            return  # another program made the stream not wait: this text is lost, the next one may pass
         failed, self._stream = self._stream, _nowhere()
         with suppress(OSError, ValueError):  # it holds text that Python would try to write once more, at the end
             os.dup2(self._stream.fileno(), failed.fileno())

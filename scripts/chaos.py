@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=listed)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and places")
     parser.add_argument("--moments", type=int, default=20, help="kills, and damaged files")
-    parser.add_argument("--signals", type=int, default=10, help="SIGTERM, to a run and to torchrun each")
+    parser.add_argument("--signals", type=int, default=10, help="SIGTERM to a run and to torchrun, SIGHUP to a run")
     parser.add_argument("--restarts", type=int, default=5, help="kills under torchrun on one machine and on two each")
     parser.add_argument("--turns", type=int, default=10, help="of the throughput experiment")
     parser.add_argument("--steps", type=int, default=64, help="of each of its runs")

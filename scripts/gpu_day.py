@@ -105,16 +105,18 @@ def _chosen(day: Day, only: list[str] | None) -> Iterator[Step]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: the step in hand is ended, what was found is kept."""
+    """SIGTERM, and SIGHUP where it is not ignored, as Ctrl-C: the step in hand is ended, what was found is kept."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """No console ends the work: lacking characters, a reader that left, a terminal that is gone, a full disk, or none."""
 
 import ast
+import fcntl
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +17,7 @@ import pytest
 from tiny_run import write_experiment
 
 import main
+from configs.describe import describe_schema
 from console import guard_console
 from scripts import convert_checkpoint
 
@@ -200,6 +203,7 @@ def test_a_file_of_the_run_that_cannot_be_written_is_an_error_as_before(
     assert f"error: {place}: not written (No space left on device" in capsys.readouterr().err
 
 
+CRASH = [sys.executable, "-c", "'import console; console.guard_console(); raise KeyError'"]
 DESCRIBE = [sys.executable, "-m", "configs.describe"]
 
 
@@ -224,6 +228,24 @@ def test_the_end_of_a_program_is_quiet_too(shell: str, error: str | None) -> Non
     assert error is None or done.stderr == error
 
 
+@pytest.mark.parametrize("broken", ["2>/dev/full", "2>&-", "2>&1 | true"])
+def test_an_unexpected_error_keeps_its_exit_code(broken: str) -> None:
+    command = f"set -o pipefail; {' '.join(CRASH)} {broken}"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, timeout=100).returncode == 1
+
+
+def test_a_pipe_that_does_not_wait_for_its_reader_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    with subprocess.Popen(DESCRIBE, cwd=ROOT, stdout=writer) as process, open(reader) as pipe:
+        os.close(writer)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # the reader is slow
+        assert pipe.read() == describe_schema()
+    assert process.returncode == 0
+
+
 def test_no_file_gets_the_number_of_a_closed_descriptor(tmp_path: Path) -> None:
     code = "import os, console; console.guard_console(); f = open('a', 'w'); g = os.open('b', os.O_CREAT); "
     code += "os.write(2, b'stray'); os.system('echo stray'); open('c', 'w').write(f'{f.fileno()} {g}')"
@@ -237,20 +259,20 @@ def test_no_file_gets_the_number_of_a_closed_descriptor(tmp_path: Path) -> None:
 
 
 def programs() -> list[Path]:
-    places = [ROOT / "main.py", *(ROOT / "scripts").glob("*.py"), *(ROOT / "ops").glob("*.py")]
-    return sorted(path for path in places if '__name__ == "__main__"' in path.read_text())
+    places = (path for name in ("configs", "ops", "scripts") for path in (ROOT / name).rglob("*.py"))
+    return sorted(path for path in [ROOT / "main.py", *places] if '__name__ == "__main__"' in path.read_text())
 
 
 @pytest.mark.parametrize("path", programs(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_program_guards_its_console_first(path: Path) -> None:
+    *_, block = ast.parse(path.read_text()).body
+    assert isinstance(block, ast.If)
     functions = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
-    steps = [node for node in functions["main"].body if not (isinstance(node, ast.Expr) and _is_text(node.value))]
-    assert ast.unparse(steps[0]) == "guard_console()"
-
-
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+    steps = functions["main"].body if "main" in functions else block.body
+    texts = [ast.unparse(node) for node in steps if not isinstance(getattr(node, "value", None), ast.Constant)]
+    assert texts[0] == "guard_console()" or "main.main(" in texts[-1]
 
 
 def test_there_are_programs() -> None:
-    assert {"main.py", "convert_checkpoint.py", "make_scenes.py", "build.py"} <= {path.name for path in programs()}
+    found = {path.name for path in programs()}
+    assert {"main.py", "convert_checkpoint.py", "describe.py", "build.py", "facts.py"} <= found

@@ -1,8 +1,10 @@
-"""SIGTERM at random moments, to a run and to torchrun: saved, and on to the same bits."""
+"""SIGTERM and SIGHUP at random moments, to a run and to torchrun: saved, and on to the same bits."""
 
 import argparse
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +30,16 @@ class Stop:
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     draw = random.Random(options.seed)
-    for case, ranks in {"to a run of 1 process": 1, "to torchrun with 2 processes": 2}.items():
-        finding, stops = Finding("SIGTERM", case), []
+    for number, ranks in ((signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 1)):
+        case = "to a run of 1 process" if ranks == 1 else f"to torchrun with {ranks} processes"
+        finding, stops = Finding(number.name, case), []
         for _ in range(options.signals):
             after, delay = draw.randrange(1, STEPS), draw.uniform(0, STEP_SECONDS)
             folder = toy.folder("sigterm")
-            work = stop_run if ranks == 1 else stop_torchrun
-            stops.append(work(toy, folder, after=after, delay=delay))
+            if ranks == 1:
+                stops.append(stop_run(toy, folder, number, after=after, delay=delay))
+            else:
+                stops.append(stop_torchrun(toy, folder, after=after, delay=delay))
             problems = stops[-1].problems + toy.finish(folder, ranks=ranks)
             finding.add(f"{1e3 * delay:.0f} ms after step {after}", problems)
         finding.note("signal to checkpoint", [stop.saved for stop in stops])
@@ -42,12 +47,12 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
         yield finding
 
 
-def stop_run(toy: Toy, folder: Path, *, after: int, delay: float) -> Stop:
+def stop_run(toy: Toy, folder: Path, number: signal.Signals, *, after: int, delay: float) -> Stop:
     run = Run(toy.begin(folder), log=folder.with_suffix(".txt"))
     await_step(folder, after)
     time.sleep(delay)
     signalled = time.time()
-    run.processes[0].terminate()
+    os.kill(int(run.processes[0].pid or 0), number)
     codes = run.wait()
     return Stop(folder, signalled, [] if codes == [75] else [f"exit codes {codes}"])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from console import guard_console
 from ops.cuda_build import NoCudaError, find_nvcc
 
 
@@ -49,6 +50,7 @@ def _output(*command: str) -> str:
 
 
 if __name__ == "__main__":
+    guard_console()
     stated = facts()
     Path(sys.argv[1]).write_text(json.dumps(stated, indent=2) + "\n")
     print(*(f"{name}: {value}" for name, value in stated.items()), sep="\n")

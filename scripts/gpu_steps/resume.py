@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from console import guard_console
 from engine.checkpoint import load_checkpoint
 from ops import tune_allocation
 from scripts.faults.hooks import at_step
@@ -23,6 +24,7 @@ STOPPED = 75
 
 
 def main(arguments: list[str] | None = None) -> int:
+    guard_console()
     tune_allocation()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="for data and runs")

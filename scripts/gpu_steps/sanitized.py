@@ -5,6 +5,7 @@ All dtypes; narrow and wide heads; few queries, numbers of queries that fill no 
 
 import torch
 
+from console import guard_console
 from ops import ms_deform_attn
 from ops.ms_deform_attn import forced_backend
 
@@ -34,6 +35,7 @@ def call(queries: int, width: int, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
+    guard_console()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for queries, width in CASES:
             call(queries, width, dtype)
