@@ -114,12 +114,21 @@ class ImageReader(Dataset[tuple[Tensor, Target]]):
 
 
 class ImageLoader(DataLoader[Any]):
-    """A loader of an ImageReader; a worker that dies or hangs raises DataError, with the images it may be about."""
+    """A loader of an ImageReader; a worker that dies or hangs raises DataError, with the images it may be about.
+
+    Workers that cannot be started raise DataError too.
+    """
 
     dataset: ImageReader
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
+        try:
+            batches = super().__iter__()
+        except OSError as error:
+            raise DataError(
+                f"data.num_workers: {self.num_workers} loader workers cannot be started ({error.strerror}). "
+                f"{_shortage()}; ulimit -u limits processes"
+            ) from error
         while True:
             with worker_failures_named(self):
                 try:
@@ -149,11 +158,15 @@ def _killed(loader: ImageLoader, text: str) -> str:
     processes = {int(number) for group in re.findall(r"pid[^\d]*([\d, ]+)", text) for number in group.split(",")}
     rows = loader.dataset.board.rows()
     images = [loader.dataset.name(index) for process, index, _ in rows if process in processes and index >= 0]
-    free = f" (/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e6:.0f} MB free)" if os.path.isdir("/dev/shm") else ""
     end = text.splitlines()[0].strip().rstrip(".")
+    return f"{end}. It was at {'; '.join(images) or 'no image that is known'}. {_shortage()}"
+
+
+def _shortage() -> str:
+    free = f" (/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e6:.0f} MB free)" if os.path.isdir("/dev/shm") else ""
     return (
-        f"{end}. It was at {'; '.join(images) or 'no image that is known'}. Memory or shared memory{free} may "
-        "have run out: lower data.num_workers, or give the job more (docker run --shm-size)"
+        f"Memory or shared memory{free} may have run out: lower data.num_workers, or give the job more (docker run "
+        "--shm-size)"
     )
 
 

@@ -116,6 +116,21 @@ def test_a_failing_worker_names_its_image(
         assert part in message.read_text()
 
 
+@pytest.mark.parametrize("number", [28, 11, 12])
+def test_workers_that_cannot_be_started_are_no_error_of_another_file(
+    open_dataset: Open, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A full /dev/shm has no room for a semaphore, a job no process more."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    loader = ImageLoader(reader(open_dataset(document)), batch_size=1, collate_fn=collate, num_workers=1)
+    monkeypatch.setattr(ImageLoader, "_get_iterator", fail)
+    with pytest.raises(DataError, match=rf"1 loader workers cannot be started \({os.strerror(number)}\).*shm-size"):
+        next(iter(loader))
+
+
 def test_the_text_of_torch_when_several_died() -> None:
     class Rows:
         rows = staticmethod(lambda: [(11, 0, 1.0), (12, -1, 1.0), (13, 2, 1.0)])
