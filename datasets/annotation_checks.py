@@ -16,6 +16,8 @@ SOME = 12
 """Boxes of which a fifth beyond the image, not half of them, is evidence for corners."""
 MANY = 20
 """Boxes whose order alone is evidence for corners."""
+IMAGES = 10
+"""Images of which so many with all boxes in the same quarter are no chance."""
 
 
 def recompute_zero_areas(objects: ObjectColumns, path: Path, findings: Findings) -> None:
@@ -104,6 +106,28 @@ def check_box_convention(
             f"{boxes[int(outside.argmax())].tolist()}; are they [x, y, width, height] in px of this image?"
         )
         findings.add("warning", "boxes_leave_image", message, count=int(outside.sum()))
+    _warn_of_one_quarter(boxes, sizes, owner, path, findings)
+
+
+def _warn_of_one_quarter(
+    boxes: np.ndarray, sizes: np.ndarray, owner: np.ndarray, path: Path, findings: Findings
+) -> None:
+    """Where nearly all images have all of their boxes in the top left quarter: by chance one in four has.
+
+    So are percentages in larger images, and boxes of images that were enlarged later.
+    """
+    beyond = np.zeros(len(boxes), dtype=bool)
+    for k in (0, 1):
+        beyond |= boxes[:, k] + boxes[:, 2 + k] > sizes[owner, 1 - k] / 2
+    with_boxes = np.bincount(owner, minlength=len(sizes)) > 0
+    within = with_boxes & (np.bincount(owner[beyond], minlength=len(sizes)) == 0)
+    if within.sum() >= IMAGES and within.sum() >= 0.95 * with_boxes.sum():
+        message = (
+            f"{path}: annotations: all boxes of {within.sum():,} of {with_boxes.sum():,} images lie in the top left "
+            f"quarter (the first is {boxes[0].tolist()}): percentages, or boxes of images of another size? Write "
+            "them in px of the image as it is"
+        )
+        findings.add("warning", "boxes_in_a_quarter", message, count=int(within.sum()))
 
 
 def _look_like_fractions(boxes: np.ndarray, sizes: np.ndarray, owner: np.ndarray) -> np.ndarray:

@@ -131,6 +131,29 @@ def test_faulty_categories_bring_no_further_errors(experiment: Path, capsys: pyt
     assert "categories[1] (id 2): name 'square' appears twice, for id 1 too; make names unique" in printed
 
 
+@pytest.mark.parametrize("name", [None, "square"])
+def test_an_error_that_leaves_nothing_is_one_error(
+    experiment: Path, capsys: pytest.CaptureFixture[str], name: str | None
+) -> None:
+    """The category of all objects is faulty, or the only one."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][1]["name"] = name
+        for entry in document["annotations"]:
+            entry["category_id"] = 2
+        if name is None:
+            del document["categories"][0]
+
+    spoil(experiment.parent / "data" / "train.json", change)
+    assert run(experiment, "--check") == 3
+    printed = capsys.readouterr().out
+    assert "nothing is left beside what has errors" in printed
+    problems = [record for record in records(experiment) if record["kind"] == "problem"]
+    assert [(p["part"], p["reason"]) for p in problems if p["severity"] == "error"] == [
+        ("training data", "bad_categories")
+    ]
+
+
 def test_a_checked_folder_is_free_for_a_run_and_a_run_keeps_its_files(
     experiment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

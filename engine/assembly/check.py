@@ -73,13 +73,19 @@ def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence
         name = "training" if training else "evaluation"
         findings = Findings()
         with preflight.part(f"{name} data", findings) as part:
-            dataset = build_dataset(
-                config.data,
-                training=training,
-                seed=config.runtime.seed,
-                num_classes=config.model.num_classes,
-                findings=findings,
-            )
+            try:
+                dataset = build_dataset(
+                    config.data,
+                    training=training,
+                    seed=config.runtime.seed,
+                    num_classes=config.model.num_classes,
+                    findings=findings,
+                )
+            except DataError:
+                if not findings.counts("error"):
+                    raise
+                part.say("nothing is left beside what has errors")
+                continue
             splits.append(dataset)
             scaled = describe_scaled(dataset.scaled_sizes(config.data.image_size), config.data.image_size)
             part.say("\n".join([str(dataset.statistics()), scaled, *dataset.remarks()]))
