@@ -13,6 +13,7 @@ import torch
 import main
 from configs.loader import load_config
 from scripts import benchmark, gpu_day, make_scenes
+from scripts.benchmarks import detectors
 from scripts.benchmarks.operator import SHAPES, Bandwidth, limits, make_call
 from scripts.gpu_steps import figures, plan
 from scripts.gpu_steps.step import Figures, Result, Step, run_step
@@ -212,3 +213,13 @@ def test_limits_of_the_operator() -> None:
     assert found["forward, memory"] == inputs + 3 * 256 * 2
     assert found["both, memory"] == 3 * inputs + 2 * 3 * 256 * 2
     assert found["forward, L2"] == samples * 4 * 32 * 2
+
+
+def test_predictions_are_made_beside_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose measurements are replaced."""
+    monkeypatch.setattr(detectors, "run_case", lambda case, predicted, options: {"case": str(case), "MiB": predicted})
+    arguments = ["detectors", "--device", "cuda", "--side", "64", "--objects", "5", "--batches", "1", "--amp", "none"]
+    configs = ["--configs", str(ROOT / "configs/dino_d3q_aitodv2.yaml"), "--set", *plan.TINY]
+    options = benchmark.parse([*arguments, *configs])
+    (row,) = detectors.rows(options)
+    assert row["MiB"] == detectors.predict(detectors.Case(*options.configs, "none", 1), options)

@@ -8,8 +8,12 @@ they are found.
 
 import argparse
 import gc
+import os
 from collections.abc import Iterator
-from itertools import product
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product, repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -40,6 +44,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objects", type=int, default=300, help="per image")
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a row is about."""
+
+    path: Path
+    amp: str
+    batch: int
+
+    def config(self, options: argparse.Namespace) -> Config:
+        return load_config(self.path, ["model.backbone.weights=null", f"runtime.amp={self.amp}", *options.set])
+
+
 def measure(options: argparse.Namespace) -> list[Table]:
     table = Table(f"training steps: {options.side}x{options.side}, {options.objects} objects per image")
     for row in rows(options):
@@ -50,26 +66,38 @@ def measure(options: argparse.Namespace) -> list[Table]:
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Cell]]:
-    for path, amp in product(options.configs, options.amp):
-        config = load_config(path, ["model.backbone.weights=null", f"runtime.amp={amp}", *options.set])
-        for batch in options.batches:
-            yield {"detector": path.stem, "precision": amp, "batch": batch} | run_case(config, batch, options)
+    """Predictions take a CPU some seconds each: beside a GPU, other processes make them while the first is measured."""
+    cases = [Case(*given) for given in product(options.configs, options.amp, options.batches)]
+    if torch.device(options.device).type != "cuda":
+        for case in cases:
+            yield run_case(case, predict(case, options), options)
+        return
+    processes = min(len(cases), max((os.cpu_count() or 1) // 2, 1), 8)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for case, predicted in zip(cases, pool.map(predict, cases, repeat(options)), strict=True):
+            yield run_case(case, predicted, options)
 
 
-def run_case(config: Config, batch: int, options: argparse.Namespace) -> dict[str, Cell]:
-    """Predicts, then measures. Linux only."""
-    device = torch.device(options.device)
+def predict(case: Case, options: argparse.Namespace) -> float:
+    """MiB beyond the loaded detector."""
+    device_type = torch.device(options.device).type
     estimate = estimate_training_step(
-        config,
+        case.config(options),
         size=(options.side, options.side),
-        objects=[options.objects] * batch,
-        device_type=device.type,
-        autocast=AUTOCAST_TYPES.get(config.runtime.amp),
+        objects=[options.objects] * case.batch,
+        device_type=device_type,
+        autocast=AUTOCAST_TYPES.get(case.amp),
     )
-    predicted = (estimate.peak - estimate.weights + (0 if device.type == "cuda" else FIRST_USE)) / 2**20
-    row: dict[str, Cell] = {"predicted, MiB": predicted}
+    return (estimate.peak - estimate.weights + (0 if device_type == "cuda" else FIRST_USE)) / 2**20
+
+
+def run_case(case: Case, predicted: float, options: argparse.Namespace) -> dict[str, Cell]:
+    """Linux only."""
+    device = torch.device(options.device)
+    row: dict[str, Cell] = {"detector": case.path.stem, "precision": case.amp, "batch": case.batch}
+    row["predicted, MiB"] = predicted
     try:
-        row |= _measure(config, batch, device, predicted, options)
+        row |= _measure(case.config(options), case.batch, device, predicted, options)
     except torch.OutOfMemoryError:
         row["note"] = "out of memory"
     finally:

@@ -103,8 +103,8 @@ def _gpu_tests(day: Day) -> Step:
     report = day.folder / "gpu_tests.xml"
     files = [path for path in sorted((day.root / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     missing = "" if importlib.util.find_spec("pytest") else "pytest is not installed"
-    names = [path.relative_to(day.root) for path in files]
-    command = day.module("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", *names)
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short", "--show-capture=no", f"--junitxml={report}"]
+    command = day.module("pytest", *options, *(path.relative_to(day.root) for path in files))
     return Step(
         name="gpu_tests",
         command=command,
@@ -127,9 +127,10 @@ def _training(day: Day) -> Iterator[Step]:
     for names in [DETECTORS] if day.rehearsal else [[name] for name in DETECTORS]:
         name = "training" if day.rehearsal else f"training_{names[0]}"
         file = day.folder / f"{name}.json"
-        arguments: list[object] = ["--json", file, "--configs", *(f"configs/{each}_aitodv2.yaml" for each in names)]
+        arguments: list[object] = ["--repeats", 3, "--json", file]
+        arguments += ["--configs", *(f"configs/{each}_aitodv2.yaml" for each in names)]
         if day.rehearsal:
-            arguments += ["--device", "cpu", "--threads", 1, "--repeats", 1, "--side", 64, "--objects", 5]
+            arguments += ["--device", "cpu", "--threads", 1, "--side", 64, "--objects", 5]
             arguments += ["--batches", 1, "--amp", "none", "--set", *TINY]
         command = day.script("scripts/benchmark.py", "detectors", *arguments)
         yield Step(name=name, command=command, limit=240, read=partial(_tables, file))
@@ -160,7 +161,10 @@ def _epoch(day: Day) -> Iterator[Step]:
     made, weights = (data / "annotations" / "val.json").is_file(), (day.root / WEIGHTS).is_file()
     settings = [f"data.root={data}", f"runtime.output_dir={run}", "optim.epochs=1", "optim.lr_drop_epochs=[]"]
     settings += [] if weights else ["model.backbone.weights=null"]
-    settings += ["data.image_size=[64,64]", "runtime.num_threads=1"] if day.rehearsal else []
+    if day.rehearsal:
+        settings += ["data.image_size=[64,64]", "runtime.num_threads=1"]
+    else:
+        settings += [f"data.num_workers={min(_workers(), 4)}"]
     yield Step(
         name="epoch",
         command=day.script("main.py", "--config", "configs/dino_d3q_scenes.yaml", "--set", *settings),
