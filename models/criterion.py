@@ -180,6 +180,10 @@ class Criterion:
 
     def match(self, output: DetectorOutput, targets: Sequence[Target]) -> list[Matches]:
         """Of the decoder layers, and of the encoder. Raises NonFiniteCostError."""
+        return match(self.match_requests(output, targets))
+
+    def match_requests(self, output: DetectorOutput, targets: Sequence[Target]) -> list[MatchRequest]:
+        """What is to be matched: the decoder layers, and the encoder's proposals."""
         requests = []
         for loss, predictions, labels in (
             (self.decoder, output.queries, [target.labels for target in targets]),
@@ -187,7 +191,7 @@ class Criterion:
         ):
             logits, boxes = predictions.logits.detach(), predictions.boxes_unact.detach().sigmoid()
             requests.append(MatchRequest(loss.matcher, logits, boxes, predictions.counts, targets, labels))
-        return match(requests)
+        return requests
 
     def proposals(self, output: DetectorOutput) -> LayerPredictions:
         """The proposals that the encoder's loss reads."""

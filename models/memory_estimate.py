@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +18,8 @@ from models.criterion import Criterion
 from models.deformable_detr import DeformableDETR
 from models.dino import DINO
 from models.matcher import Matches
-from models.structures import LayerPredictions, QueryBudget
+from models.matching_cost import BLOCK_ELEMENTS
+from models.structures import DetectorOutput, LayerPredictions, QueryBudget
 from ops.ms_deform_attn import FORMS, choose_backend, forced_backend
 
 MOMENTS = 2
@@ -59,12 +62,13 @@ class StepShapes:
 def estimate_step(build: Callable[[], DINO | DeformableDETR], criterion: Criterion, shapes: StepShapes) -> StepMemory:
     """The memory of a step of the detector that `build` makes; seconds, a few megabytes, and no random number.
 
-    The operators are those of a CPU, also where the step will run on a GPU, but for the deformable attention there
-    without kernels. The sets that are matched are assumed as large as they can be.
+    The operators are those of a CPU, also where the step will run on a GPU, but for those that keep other things there.
+    The sets that are matched are assumed as large as they can be.
     """
     backend = choose_backend(shapes.device_type)
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
-    with forced_backend(backend if backend in FORMS else "auto"), shapes_only, _LiveTensors() as tensors:
+    operators = _GpuOperators() if shapes.device_type == "cuda" else nullcontext()
+    with forced_backend(backend if backend in FORMS else "auto"), shapes_only, operators, _LiveTensors() as tensors:
         detector = build().train()
         weights = tensors.live
         trained = sum(p.nbytes for p in detector.parameters() if p.requires_grad)
@@ -80,6 +84,8 @@ def _go_through(detector: nn.Module, criterion: Criterion, shapes: StepShapes) -
     images, padding_mask = torch.empty(batch, 3, *shapes.size), torch.zeros(batch, *shapes.size, dtype=torch.bool)
     with nullcontext() if shapes.autocast is None else torch.autocast("cpu", dtype=shapes.autocast):
         output = detector(images, padding_mask, targets)
+    if shapes.device_type == "cuda":
+        _match_in_blocks(criterion, output, targets)
     matches = [_assumed_matches(output.queries, shapes), _assumed_matches(criterion.proposals(output), shapes)]
     with torch.autocast("cpu", enabled=False):
         work = criterion.matched_sets(output, targets, matches)
@@ -133,6 +139,33 @@ def _assumed_matches(predictions: LayerPredictions, shapes: StepShapes) -> Match
     pairs = sum(min(pair) for pair in zip(shapes.objects, predictions.counts, strict=True))
     index = torch.zeros(layers * pairs, dtype=torch.int64)
     return Matches(index, index, index, index, torch.zeros(layers, images, dtype=torch.int64))
+
+
+@torch.no_grad()
+def _match_in_blocks(criterion: Criterion, output: DetectorOutput, targets: Sequence["_Objects"]) -> None:
+    """The costs that a GPU computes at once, which are more than a CPU does: one block of each image's."""
+    problems = [problem for request in criterion.match_requests(output, targets) for problem in request.problems()]
+    for costs in (problem.costs for problem in problems):
+        rows = torch.arange(min(len(costs), max(1, BLOCK_ELEMENTS["cuda"] // (costs.layers * costs.queries))))
+        costs.cost.of_pairs(costs.predictions, costs.objects.select(rows))
+
+
+class _GpuOperators(TorchFunctionMode):
+    """On CPUs, what GPUs keep for the backward pass where their operators keep something else.
+
+    Source: torch's autocast reference (operators that autocast to float32 on CUDA), `native_dropout`, and
+    `scaled_dot_product_attention`, whose GPU kernels keep no probabilities with dropout either.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is F.dropout and given["training"] and given["p"] > 0:
+            return torch.native_dropout(args[0], given["p"], True)[0]  # a mask of a byte per number
+        if func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
+            return func(args[0].float(), *args[1:], **given)
+        if func is F.scaled_dot_product_attention:
+            given = given | {"dropout_p": 0.0}
+        return func(*args, **given)
 
 
 class _LiveTensors(TorchDispatchMode):

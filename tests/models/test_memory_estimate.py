@@ -2,14 +2,16 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from shrunken import SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
+from shrunken import CONFIGS, SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from configs.loader import load_config
 from models.build import build_criterion, estimate_training_step, expected_queries
 from models.memory_estimate import StepMemory, _LiveTensors
 from scripts import benchmark
@@ -63,6 +65,36 @@ def test_it_follows_what_a_step_holds(name: str) -> None:
 def test_half_precision_takes_less() -> None:
     name, wide = "dino_d3q_aitodv2", "model.encoder.ffn_dim=1024"
     assert estimate(name, wide, autocast=torch.bfloat16).step < 0.8 * estimate(name, wide).step
+
+
+def test_a_gpu_keeps_other_things() -> None:
+    """Dropout keeps a byte per number, not four; norms stay float32 under autocast; costs come in large blocks."""
+    name, plain = "dino_aitodv2", ["model.encoder.dropout=0.0", "model.decoder.dropout=0.0"]
+    dropout = ["model.encoder.dropout=0.1", "model.encoder.ffn_dim=1024"]
+    assert estimate(name, *plain, device_type="cuda").step == pytest.approx(estimate(name, *plain).step, rel=0.05)
+    assert estimate(name, *dropout, device_type="cuda").step < 0.85 * estimate(name, *dropout).step
+    half = {"autocast": torch.bfloat16}
+    assert estimate(name, *plain, device_type="cuda", **half).step > 1.05 * estimate(name, *plain, **half).step
+    crowd = {"objects": (2000,)}
+    all_tokens = "dino_d3q_aitodv2"
+    assert estimate(all_tokens, device_type="cuda", **crowd).step > 1.2 * estimate(all_tokens, **crowd).step
+
+
+@pytest.mark.parametrize(
+    ("name", "amp", "measured"),
+    [
+        ("dino_d3q_aitodv2", None, 7735),
+        ("deformable_detr_d3q_aitodv2", torch.bfloat16, 2319),
+    ],
+)
+def test_within_5_percent_of_what_was_measured_on_a_gpu(
+    name: str, amp: torch.dtype | None, measured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MiB of full-size steps on an H200 with torch 2.11: docs/benchmarks.md."""
+    monkeypatch.setattr(import_module("ops.ms_deform_attn"), "choose_backend", lambda *_: "cpp")  # built or not
+    config = load_config(CONFIGS / f"{name}.yaml", ["model.backbone.weights=null"])
+    found = estimate_training_step(config, size=(800, 800), objects=[300], device_type="cuda", autocast=amp)
+    assert (found.peak - found.weights) / 2**20 == pytest.approx(measured, rel=0.05)
 
 
 def test_no_random_number_is_drawn() -> None:
