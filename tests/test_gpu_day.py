@@ -176,9 +176,12 @@ def test_figures_of_logs(tmp_path: Path) -> None:
         "$ python\n"
         "cpp            float32        1.3e-07         1.7e-07  ok\n"
         "cuda           float16        1.3e-01         1.7e-01  FAILED\n"
+        "cuda           float32   on cuda:1 not run: the driver is too old\n"
         "ops: deformable attention runs with cpp on CPUs\n"
     )
-    assert figures.backends(log).line == "1 rows ok; cuda           float16 FAILED; cpp on CPUs"
+    assert figures.backends(log).line == "1 rows ok; cuda float16 FAILED; cuda float32 not run; cpp on CPUs"
+    log.write_text("$ python\nops: built in 7 s for CPUs: a.so\nops: deformable attention runs with cpp\n")
+    assert figures.built(log).line == "built in 7 s for CPUs: a.so"
     log.write_text("$ x\n========= ERROR SUMMARY: 0 errors\n")
     assert figures.sanitizer(log).line == "0 errors"
     log.write_text("$ x\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n")

@@ -15,13 +15,19 @@ def last_line(log: Path) -> Figures:
     return Figures(lines[-1].strip() if lines else "")
 
 
+def built(log: Path) -> Figures:
+    """Of `python -m ops.build`: when, for which devices, and why not for others."""
+    lines = [line.removeprefix("ops: ") for line in log.read_text(errors="replace").splitlines() if "built" in line]
+    return Figures("; ".join(lines))
+
+
 def backends(log: Path) -> Figures:
-    """Of `python -m ops.build --check`: the worst error of each backend's rows, and the line on what is chosen."""
+    """Of `python -m ops.build --check`: how many rows agree, those that do not or were not run, and what is chosen."""
     text = log.read_text(errors="replace")
-    failed = re.findall(r"^(\S+ +\S+) .* FAILED$", text, re.MULTILINE)
+    rows = re.findall(r"^(\S+) +(\S+) .*(FAILED|not run).*$", text, re.MULTILINE)
     agree = len(re.findall(r"  ok$", text, re.MULTILINE))
     chosen = re.findall(r"runs with (.+)$", text, re.MULTILINE)
-    return Figures("; ".join([f"{agree} rows ok", *(f"{row} FAILED" for row in failed), *chosen]))
+    return Figures("; ".join([f"{agree} rows ok", *map(" ".join, rows), *chosen]))
 
 
 def tests(report: Path) -> Figures:

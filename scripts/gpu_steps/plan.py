@@ -72,7 +72,7 @@ def first_step(day: Day) -> Step:
 
 def steps(day: Day) -> Iterator[Step]:
     """All but the first; each is made when those before it have ended."""
-    yield Step(name="build", command=day.module("ops.build"), limit=300, read=figures.last_line)
+    yield Step(name="build", command=day.module("ops.build"), limit=300, read=figures.built)
     yield from _checks(day)
     yield _gpu_tests(day)
     yield from _operator(day, "float32")
