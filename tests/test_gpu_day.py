@@ -97,6 +97,24 @@ def test_a_machine_without_gpus_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert gpu_day.main(["--out", str(tmp_path / "day")]) == 2  # an earlier day is kept
 
 
+def test_sigterm_ends_the_step_in_hand_and_keeps_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_day(tmp_path)
+    facts = f"import shutil, sys; shutil.copy({str(tmp_path / 'machine.json')!r}, sys.argv[1])"
+    stop = "print(os.getpid(), flush=True); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    wait = f"import os, signal, time; {stop}"
+
+    def first_step(day: plan.Day) -> Step:
+        return Step(name="machine", command=[sys.executable, "-c", facts, str(day.folder / "machine.json")])
+
+    monkeypatch.setattr(gpu_day, "first_step", first_step)
+    monkeypatch.setattr(gpu_day, "steps", lambda day: [Step(name="hung", command=[sys.executable, "-c", wait])])
+    with pytest.raises(KeyboardInterrupt):
+        gpu_day.main(["--out", str(made.folder / "day")])
+    assert not _runs(int((made.folder / "day/hung.log").read_text().splitlines()[-1]))
+    assert "| machine | passed |" in (made.folder / "day/summary.md").read_text()
+    assert not (made.folder / "day/work").exists()
+
+
 @pytest.mark.parametrize(
     ("program", "outcome", "reason"),
     [
