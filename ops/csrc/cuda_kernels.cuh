@@ -1,4 +1,4 @@
-// Multi-scale deformable attention on a GPU of compute capability 8.0 or newer.
+// Multi-scale deformable attention on a GPU of compute capability 7.5 or newer.
 //
 // kLanes neighbouring threads of a warp serve one query of one head. Each works out where some of the samples fall and
 // stages that in shared memory; then all of them walk over the samples, each loading its 16 bytes of the four cells.
@@ -7,43 +7,13 @@
 //
 // tests/ops/cuda_emulator compiles this file with a C++ compiler and runs it on a CPU.
 #pragma once
-#ifdef D3Q_CUDA_EMULATOR
-#include "cuda_emulator.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#endif
-
-#include "cuda_kernels.h"
+#include "cuda_types.cuh"
 
 namespace d3q::cuda {
 
 constexpr int kVectorBytes = 16, kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kWideBlock = 256;  // threads; no block is wider
-
-template <Dtype dtype>
-struct ElementOf;
-template <>
-struct ElementOf<Dtype::kFloat> {
-  using type = float;
-};
-template <>
-struct ElementOf<Dtype::kHalf> {
-  using type = __half;
-};
-template <>
-struct ElementOf<Dtype::kBFloat16> {
-  using type = __nv_bfloat16;
-};
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void from_float(float x, float& to) { to = x; }
-__device__ __forceinline__ void from_float(float x, __half& to) { to = __float2half_rn(x); }
-__device__ __forceinline__ void from_float(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
 
 // Who does what for heads of kDim channels of type T.
 template <typename T, int kDim>
@@ -54,6 +24,7 @@ struct Layout {
   static constexpr int kTaps = kLanes < 8 ? 2 : 1;              // samples that a lane stages per round
   static constexpr int kRound = kLanes * kTaps;
   static constexpr int kSlots = kWideBlock / kLanes;  // queries of the widest block
+  static constexpr unsigned kOwn = kWholeWarp >> (kWarp - kLanes);  // bits of the lanes of the first query of a warp
   static constexpr int kPitch = kRound + 1;           // one more, or queries would meet in the same memory banks
   static_assert(kVectors * kLanes * kChannels == kDim, "whole vectors only");
 };
@@ -104,7 +75,7 @@ __device__ __forceinline__ float share_of(const Cells& cells, int cell) {
 }
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kWideBlock)
+__global__ void __launch_bounds__(kWideBlock, (forward_blocks<T, kDim>()))
     forward_kernel(Problem p, const T* __restrict__ value, const float2* __restrict__ locations,
                    const float* __restrict__ weights, T* __restrict__ output) {
   using L = Layout<T, kDim>;
@@ -118,23 +89,26 @@ __global__ void __launch_bounds__(kWideBlock)
 
   float sum[L::kVectors][L::kChannels] = {};
   for (int first = 0; first < p.samples; first += L::kRound) {
+    int count = 0;  // staged for this query: samples that touch no cell are not, as zero times infinity is no zero
 #pragma unroll
     for (int tap = 0; tap < L::kTaps; ++tap) {
-      const int place = tap * L::kLanes + lane, sample = first + place;
-      float4 share = {0.f, 0.f, 0.f, 0.f};
-      uint4 offset = {0, 0, 0, 0};
+      const int sample = first + tap * L::kLanes + lane;
+      Cells found;
+      float weight = 0.f;
       if (live && sample < p.samples) {
-        const Cells found = locate(p, locations[row * p.samples + sample], sample / p.points);
-        const float weight = weights[row * p.samples + sample];
-        share = {share_of(found, 0) * weight, share_of(found, 1) * weight, share_of(found, 2) * weight,
-                 share_of(found, 3) * weight};
-        offset = found.offset;
+        found = locate(p, locations[row * p.samples + sample], sample / p.points);
+        weight = weights[row * p.samples + sample];
       }
-      shares[slot][place] = share;
-      offsets[slot][place] = offset;
+      const unsigned touching = __ballot_sync(kWholeWarp, found.valid != 0) >> (threadIdx.x % kWarp - lane) & L::kOwn;
+      const int place = count + __popc(touching & ((1u << lane) - 1));
+      if (found.valid) {
+        shares[slot][place] = {share_of(found, 0) * weight, share_of(found, 1) * weight, share_of(found, 2) * weight,
+                               share_of(found, 3) * weight};
+        offsets[slot][place] = found.offset;
+      }
+      count += __popc(touching);
     }
     __syncwarp();
-    const int count = min(L::kRound, p.samples - first);
 #pragma unroll 4
     for (int place = 0; place < count; ++place) {
       const float4 share = shares[slot][place];
@@ -144,9 +118,12 @@ __global__ void __launch_bounds__(kWideBlock)
         const auto a = load<T, kDim>(cells, offset.x, v), b = load<T, kDim>(cells, offset.y, v);
         const auto c = load<T, kDim>(cells, offset.z, v), d = load<T, kDim>(cells, offset.w, v);
 #pragma unroll
-        for (int i = 0; i < L::kChannels; ++i)
-          sum[v][i] += share.x * to_float(a.channel[i]) + share.y * to_float(b.channel[i]) +
-                       share.z * to_float(c.channel[i]) + share.w * to_float(d.channel[i]);
+        for (int i = 0; i < L::kChannels; ++i) {  // four fused multiply-adds: a sum of products would take one more
+          sum[v][i] += share.x * to_float(a.channel[i]);
+          sum[v][i] += share.y * to_float(b.channel[i]);
+          sum[v][i] += share.z * to_float(c.channel[i]);
+          sum[v][i] += share.w * to_float(d.channel[i]);
+        }
       }
     }
     __syncwarp();  // the next round overwrites what slower lanes still read
@@ -172,22 +149,66 @@ __device__ __forceinline__ float sum_over_lanes(float x) {
 // Cells of coarse maps get most additions. They are not collected in shared memory first: float additions there compile
 // to a loop of load, add and compare-and-swap (ATOMS.CAST.SPIN, sm_80 and sm_90, nvcc 13.0), which contention repeats,
 // where global memory takes one instruction that nobody waits for.
-template <int kChannels>
-__device__ __forceinline__ void add_atomically(float* to, const float (&gradient)[kChannels], float weight) {
-#pragma unroll
-  for (int i = 0; i < kChannels; i += 4) {
-    const float4 x = {gradient[i] * weight, gradient[i + 1] * weight, gradient[i + 2] * weight,
-                      gradient[i + 3] * weight};
+//
+// These reductions bound the pass, by the 32-byte sectors that they touch. So the lanes of a query add side by side, not
+// each the channels that it has loaded: a device without vector reductions would touch every sector four times in
+// float32 and eight times in half precision, one that has them twice in half precision.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    atomicAdd(reinterpret_cast<float4*>(to + i), x);  // one reduction instead of four; they bound this pass
-#else
-    atomicAdd(to + i, x.x);
-    atomicAdd(to + i + 1, x.y);
-    atomicAdd(to + i + 2, x.z);
-    atomicAdd(to + i + 3, x.w);
-#endif
-  }
+constexpr int kAdded = 4;  // floats of one reduction
+__device__ __forceinline__ void add_atomically(float* to, const float* gradient, float weight) {
+  const float4 x = {gradient[0] * weight, gradient[1] * weight, gradient[2] * weight, gradient[3] * weight};
+  atomicAdd(reinterpret_cast<float4*>(to), x);
 }
+#else
+constexpr int kAdded = 1;
+__device__ __forceinline__ void add_atomically(float* to, const float* gradient, float weight) {
+  atomicAdd(to, gradient[0] * weight);
+}
+#endif
+
+// A lane's channels of the gradient of a query's output, in float32: those of the cells that it loads, and those that it
+// adds to the gradients of these cells.
+template <typename T, int kDim>
+struct OutputGradient {
+  using L = Layout<T, kDim>;
+  static constexpr int kOwn = L::kVectors * L::kChannels, kAdditions = kOwn / kAdded;  // of a cell
+  float loaded[L::kVectors][L::kChannels] = {}, added[kOwn] = {};
+
+  __device__ __forceinline__ void read(const T* output_gradient, int lane) {
+#pragma unroll
+    for (int v = 0; v < L::kVectors; ++v) {
+      const auto vector = load<T, kDim>(output_gradient, lane, v);
+#pragma unroll
+      for (int i = 0; i < L::kChannels; ++i) loaded[v][i] = to_float(vector.channel[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if constexpr (kAdded == L::kChannels)
+        added[i] = loaded[i / kAdded][i % kAdded];
+      else
+        added[i] = to_float(output_gradient[(i / kAdded * L::kLanes + lane) * kAdded + i % kAdded]);
+    }
+  }
+
+  // This lane's share of the scalar product with a cell.
+  __device__ __forceinline__ float dot(const T* cells, uint32_t offset) const {
+    float sum = 0.f;
+#pragma unroll
+    for (int v = 0; v < L::kVectors; ++v) {
+      const auto cell = load<T, kDim>(cells, offset, v);
+#pragma unroll
+      for (int i = 0; i < L::kChannels; ++i) sum += loaded[v][i] * to_float(cell.channel[i]);
+    }
+    return sum;
+  }
+
+  // sums: where this lane's first addition goes in the cell of offset 0.
+  __device__ __forceinline__ void add(float* sums, uint32_t offset, float weight) const {
+    float* const to = sums + int64_t(offset) * L::kChannels;
+#pragma unroll
+    for (int i = 0; i < kAdditions; ++i) add_atomically(to + i * L::kLanes * kAdded, added + i * kAdded, weight);
+  }
+};
 
 // As staged in shared memory: all that the lanes of a query need of one sample.
 struct alignas(16) Tap {
@@ -196,7 +217,7 @@ struct alignas(16) Tap {
 };
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kWideBlock)
+__global__ void __launch_bounds__(kWideBlock, (backward_blocks<T, kDim>()))
     backward_kernel(Problem p, const T* __restrict__ output_gradient, const T* __restrict__ value,
                     const float2* __restrict__ locations, const float* __restrict__ weights,
                     float* __restrict__ value_gradient, float2* __restrict__ location_gradient,
@@ -208,17 +229,12 @@ __global__ void __launch_bounds__(kWideBlock)
   const int query = blockIdx.x * (blockDim.x / L::kLanes) + slot, head = blockIdx.y, image = blockIdx.z;
   const bool live = query < p.queries;  // no early return: the barriers and shuffles below need whole warps
   const int64_t row = (int64_t(image) * p.queries + query) * p.heads + head;
-  const int64_t origin = image * p.image_stride + head * p.head_stride + lane * L::kChannels;
+  const int64_t origin = image * p.image_stride + head * p.head_stride;
+  const T* const cells = value + origin + lane * L::kChannels;
+  float* const sums = value_gradient + origin + lane * kAdded;
 
-  float gradient[L::kVectors][L::kChannels] = {};
-  if (live) {
-#pragma unroll
-    for (int v = 0; v < L::kVectors; ++v) {
-      const auto loaded = load<T, kDim>(output_gradient + row * kDim, lane, v);
-#pragma unroll
-      for (int i = 0; i < L::kChannels; ++i) gradient[v][i] = to_float(loaded.channel[i]);
-    }
-  }
+  OutputGradient<T, kDim> gradient;
+  if (live) gradient.read(output_gradient + row * kDim, lane);
   for (int first = 0; first < p.samples; first += L::kRound) {
     float scale_x[L::kTaps], scale_y[L::kTaps];  // from pixels to locations, times the weight
 #pragma unroll
@@ -249,16 +265,11 @@ __global__ void __launch_bounds__(kWideBlock)
         const Tap sample = taps[slot][place];
         const uint4 offset = offsets[slot][place];
         const uint32_t offset_of[4] = {offset.x, offset.y, offset.z, offset.w};
-        const Cells cells = {sample.x, sample.y, sample.valid, offset};
-        float dot[4] = {0.f, 0.f, 0.f, 0.f};  // <output gradient, cell>, this lane's share
+        const Cells found = {sample.x, sample.y, sample.valid, offset};
+        float dot[4];  // of the gradient and each cell, this lane's share
 #pragma unroll
         for (int cell = 0; cell < 4; ++cell) {
-#pragma unroll
-          for (int v = 0; v < L::kVectors; ++v) {
-            const auto loaded = load<T, kDim>(value + origin, offset_of[cell], v);
-#pragma unroll
-            for (int i = 0; i < L::kChannels; ++i) dot[cell] += gradient[v][i] * to_float(loaded.channel[i]);
-          }
+          dot[cell] = gradient.dot(cells, offset_of[cell]);
           dot[cell] = sample.valid >> cell & 1 ? dot[cell] : 0.f;
         }
         const float left = 1.f - sample.x, upper = 1.f - sample.y;
@@ -271,14 +282,8 @@ __global__ void __launch_bounds__(kWideBlock)
           my_weight = sampled;
         }
 #pragma unroll
-        for (int cell = 0; cell < 4; ++cell) {
-          if (!(sample.valid >> cell & 1)) continue;
-          const float weight = share_of(cells, cell) * sample.weight;
-          float* to = value_gradient + origin + int64_t(offset_of[cell]) * L::kChannels;
-#pragma unroll
-          for (int v = 0; v < L::kVectors; ++v)
-            add_atomically(to + v * L::kLanes * L::kChannels, gradient[v], weight);
-        }
+        for (int cell = 0; cell < 4; ++cell)
+          if (sample.valid >> cell & 1) gradient.add(sums, offset_of[cell], share_of(found, cell) * sample.weight);
       }
       const int sample = first + tap * L::kLanes + lane;
       if (live && sample < p.samples) {

@@ -4,9 +4,11 @@ import ctypes
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +30,16 @@ class EmulationError(Exception):
 class Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ["dtype", "seed", "dim", "heads", "batch", "queries", "points", "levels"]),
-        ("shapes", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ["last_blocks", "shift"]),
+        *((name, ctypes.c_void_p) for name in ["shapes", "strides", "counts"]),
     )
+
+
+class Reductions(NamedTuple):
+    """What atomic additions amount to: instructions of a warp, and the sectors of 32 bytes that each touches."""
+
+    instructions: int
+    sectors: int
 
 
 @dataclass
@@ -67,16 +76,23 @@ class Case:
         return [output.detach(), *torch.autograd.grad(output, inputs, self.output_gradient.double())]
 
 
+def compile_kernels(folder: Path, sources: Path = SOURCES, flags: Sequence[str] = ("-O1",)) -> Path:
+    """The library in `folder`, of a folder of sources that may hold a fault on purpose."""
+    library = folder / "emulated_kernels.so"
+    command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
+    command += ["-fno-gnu-unique"]  # else all such libraries of a process have one shared memory
+    command += ["-ffp-contract=off"]  # the same rounding on every kind of processor
+    command += [*flags, f"-I{sources}", f"-I{EMULATOR}", str(EMULATOR / "entry.cpp"), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return library
+
+
 class EmulatedKernels:
-    """The compiled kernels, of a folder of sources that may hold a fault on purpose."""
+    """The kernels, compiled in `folder` unless they are there."""
 
     def __init__(self, folder: Path, sources: Path = SOURCES, flags: Sequence[str] = ("-O1",)) -> None:
         library = folder / "emulated_kernels.so"
-        command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
-        command += ["-ffp-contract=off"]  # the same rounding on every kind of processor
-        command += [*flags, f"-I{sources}", f"-I{EMULATOR}", str(EMULATOR / "entry.cpp"), "-o", str(library)]
-        subprocess.run(command, check=True)
-        self._library = ctypes.CDLL(str(library))
+        self._library = ctypes.CDLL(str(library if library.exists() else compile_kernels(folder, sources, flags)))
 
     def forward(self, case: Case, seed: int = 1) -> Tensor:
         """The output; seed is that of the threads' order."""
@@ -87,29 +103,55 @@ class EmulatedKernels:
 
     def backward(self, case: Case, seed: int = 1) -> list[Tensor]:
         """The gradients of value, locations and weights, all float32."""
+        return self._backward(case, seed, None)
+
+    def reductions(self, case: Case, seed: int = 1) -> Reductions:
+        """Those of the backward pass."""
+        counts = (ctypes.c_int64 * 2)()
+        self._backward(case, seed, ctypes.addressof(counts))
+        return Reductions(*counts)
+
+    def _backward(self, case: Case, seed: int, counts: int | None) -> list[Tensor]:
+        """The kernel sees a gradient of value that is all NaN. Only what it adds atomically arrives in the sums."""
         inputs = [_guarded(tensor) for tensor in (case.output_gradient, case.value, case.locations, case.weights)]
-        gradients = [
-            _guarded(torch.zeros_like(case.value, dtype=torch.float32)),
-            _guarded(torch.full_like(case.locations, NAN)),
-            _guarded(torch.full_like(case.weights, NAN)),
-        ]
-        self._checked("emulate_backward", case, seed, inputs[1], [*inputs, *gradients])
-        return gradients
+        seen = _guarded(torch.full_like(case.value, NAN, dtype=torch.float32))
+        sums = _guarded(torch.zeros_like(case.value, dtype=torch.float32))
+        gradients = [_guarded(torch.full_like(tensor, NAN)) for tensor in (case.locations, case.weights)]
+        shift = sums.data_ptr() - seen.data_ptr()
+        tensors = [*inputs, seen, *gradients]
+        self._checked("emulate_backward", case, seed, inputs[1], tensors, shift=shift, counts=counts)
+        if not (bool(seen.isnan().all()) and _is_guard_intact(sums)):
+            raise EmulationError("the gradient of value is written other than by atomic additions, or outside")
+        return [sums, *gradients]
 
     def everything(self, case: Case, seed: int = 1) -> list[Tensor]:
         return [self.forward(case, seed), *self.backward(case, seed)]
 
-    def _checked(self, function: str, case: Case, seed: int, value: Tensor, tensors: list[Tensor]) -> None:
-        self.call(function, case, seed, value, tensors)
+    def _checked(
+        self, function: str, case: Case, seed: int, value: Tensor, tensors: list[Tensor], **more: int | None
+    ) -> None:
+        with _fenced(tensors):
+            self.call(function, case, seed, value, tensors, **more)
         if not all(_is_guard_intact(tensor) for tensor in tensors):
             raise EmulationError("written outside a tensor")
 
-    def call(self, function: str, case: Case, seed: int, value: Tensor, tensors: list[Tensor]) -> None:
-        """Calls the entry with its ForwardTensors or BackwardTensors; `value` gives the strides."""
+    def call(
+        self, function: str, case: Case, seed: int, value: Tensor, tensors: list[Tensor], **more: int | None
+    ) -> None:
+        """Calls the entry with its ForwardTensors or BackwardTensors; `value` gives the strides.
+
+        more   last_blocks, shift and counts of Call
+        """
         shapes = (ctypes.c_int64 * (2 * len(case.shapes)))(*(size for shape in case.shapes for size in shape))
         strides = (ctypes.c_int64 * 3)(*value.stride()[:3])
-        sizes = (case.dim, case.heads, case.batch, case.queries, case.points, len(case.shapes))
-        call = Call(DTYPES.index(case.dtype), seed, *sizes, ctypes.addressof(shapes), ctypes.addressof(strides))
+        call = Call(
+            DTYPES.index(case.dtype),
+            seed,
+            *(case.dim, case.heads, case.batch, case.queries, case.points, len(case.shapes)),
+            shapes=ctypes.addressof(shapes),
+            strides=ctypes.addressof(strides),
+            **more,
+        )
         pointers = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
         entry = getattr(self._library, function)
         entry.restype = ctypes.c_char_p
@@ -135,6 +177,27 @@ def _guarded(tensor: Tensor) -> Tensor:
     storage = torch.full((tensor.numel() + 2 * GUARD,), NAN, dtype=tensor.dtype)
     copy = storage.as_strided(tensor.shape, tensor.stride(), GUARD)
     return copy.copy_(tensor)
+
+
+@contextmanager
+def _fenced(tensors: list[Tensor]) -> Iterator[None]:
+    """Inside, AddressSanitizer, where this process has it, calls an access beside a tensor an error."""
+    process = ctypes.CDLL(None)
+    if not hasattr(process, "__asan_poison_memory_region"):
+        yield
+        return
+    fences = []
+    for tensor in tensors:
+        storage, start = tensor.untyped_storage(), tensor.data_ptr()
+        end = start + tensor.numel() * tensor.itemsize
+        fences += [(storage.data_ptr(), GUARD * tensor.itemsize), (end, storage.data_ptr() + storage.nbytes() - end)]
+    for start, size in fences:
+        process.__asan_poison_memory_region(ctypes.c_void_p(start), ctypes.c_size_t(size))
+    try:
+        yield
+    finally:
+        for start, size in fences:
+            process.__asan_unpoison_memory_region(ctypes.c_void_p(start), ctypes.c_size_t(size))
 
 
 def _is_guard_intact(tensor: Tensor) -> bool:

@@ -1,79 +1,61 @@
 // As much of CUDA as ops/csrc/cuda_kernels.cuh uses, on a CPU, for tests: every thread of a block is a fiber; blocks
 // run one after another. Threads that can run are taken in an order that a seed shuffles again and again, so that code
 // without the barriers that it needs computes something else. A barrier or shuffle that a named lane never reaches is
-// an error. Not covered: races between blocks, and speed.
+// an error. Shared memory is NaN when a block starts. What is added atomically is collected elsewhere than in the
+// tensor that the kernel sees (Machine::additions), so a plain addition in its place adds nothing to the result.
+// Not covered: other races between blocks, and speed.
 #pragma once
+#include <link.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <limits>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 #include <vector>
+
+#include "emulated_numbers.h"
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
-#define __shared__ static  // one block at a time: static storage is the block's storage
+#define __launch_bounds__(...)
+// One block at a time: static storage is the block's storage. Thread-local, it lies together, so that it can be filled
+// with NaN; for AddressSanitizer it must be static, which puts fences around it.
+#ifdef __SANITIZE_ADDRESS__
+#define __shared__ static
+#else
+#define __shared__ static thread_local
+#endif
 #define D3Q_LAUNCH(kernel, grid, block, stream, ...) \
   ((void)stream, emulator::launch(grid, block, [=] { kernel(__VA_ARGS__); }))
 
-struct dim3 {
-  unsigned x, y, z;
-  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration = 9 };
+inline cudaError_t last_error = cudaSuccess;
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
-
-struct __half { uint16_t bits; };
-struct __nv_bfloat16 { uint16_t bits; };
-
-inline float __half2float(__half x) {
-  const int exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
-  using Limits = std::numeric_limits<float>;
-  float size = std::ldexp(float(exponent ? mantissa + 1024 : mantissa), (exponent ? exponent : 1) - 25);
-  if (exponent == 31) size = mantissa ? Limits::quiet_NaN() : Limits::infinity();
-  return x.bits >> 15 ? -size : size;
-}
-inline __half __float2half_rn(float x) {
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  if (std::isnan(x)) return {0x7e00};
-  if (std::fabs(x) >= 65520.f) return {uint16_t(sign | 0x7c00)};
-  const int exponent = std::max(x == 0 ? -14 : std::ilogb(x), -14);
-  const int mantissa = int(std::nearbyint(std::ldexp(std::fabs(x), 10 - exponent)));  // may round up to the next power
-  return {uint16_t(sign | (mantissa + ((exponent + 14) << 10)))};
-}
-inline float __bfloat162float(__nv_bfloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, 4);
-  return result;
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (std::isnan(x)) return {0x7fff};
-  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+inline cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid configuration argument";
 }
 
 namespace emulator {
 
 constexpr int kWarpSize = 32;
 constexpr size_t kStackBytes = 64 << 10;
+constexpr unsigned kLargestGrid[] = {0x7fffffffu, 65535, 65535}, kLargestBlock = 1024;
+constexpr uintptr_t kSectorBytes = 32;
 
 enum class State { kRunnable, kAtBarrier, kDone };
 
@@ -85,6 +67,16 @@ struct Thread {
   unsigned mask;     // of the barrier at which it waits
   float shown[2];    // what it offers to shuffles, in turn: a lane can be one shuffle ahead of another
   unsigned shuffles;
+  unsigned barriers, reductions;  // so many passed, so many since the last barrier
+};
+
+// What atomic additions do. The lanes of a warp that are as far as each other after the same barrier execute one
+// instruction together, if they agree on which cells they skip.
+struct Additions {
+  uintptr_t seen = 0;       // where the tensor starts that the kernel adds to
+  int64_t shift = 0;        // bytes from there to the sums
+  int64_t* counts = nullptr;  // instructions, and sectors that they touch; null where they are not counted
+  std::map<std::tuple<int, unsigned, unsigned>, std::set<uintptr_t>> touched;  // sectors of each instruction
 };
 
 struct Machine {
@@ -95,6 +87,8 @@ struct Machine {
   std::function<void()> kernel;
   std::mt19937 random;
   const char* failure = nullptr;  // of a thread: an exception must not leave its fiber
+  Additions additions;
+  int64_t last_blocks = 0;  // run only so many, the last ones; 0: all
 };
 
 inline Machine& machine() {
@@ -117,9 +111,12 @@ inline void run_thread() {
 inline void start_thread(int i) {
   Thread& thread = machine().threads[i];
   if (!thread.stack) thread.stack.reset(new char[kStackBytes]);
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(thread.stack.get(), kStackBytes);  // left by a function that never returned
+#endif
   thread.index = dim3(i, 0, 0);
   thread.state = State::kRunnable;
-  thread.shuffles = 0;
+  thread.shuffles = thread.barriers = thread.reductions = 0;
   getcontext(&thread.context);
   thread.context.uc_stack.ss_sp = thread.stack.get();
   thread.context.uc_stack.ss_size = kStackBytes;
@@ -149,8 +146,40 @@ inline bool release(int first_of_warp) {
   return released;
 }
 
+inline thread_local char in_shared_memory;
+
+// All bits one: a NaN in float32. The thread-local storage of this library is the shared memory of all its kernels.
+inline int spoil_if_ours(dl_phdr_info* library, size_t, void*) {
+  for (int i = 0; i < library->dlpi_phnum; ++i) {
+    const auto& segment = library->dlpi_phdr[i];
+    char* const start = static_cast<char*>(library->dlpi_tls_data);
+    if (segment.p_type != PT_TLS || !start || &in_shared_memory < start || &in_shared_memory >= start + segment.p_memsz)
+      continue;
+    std::memset(start, 0xff, segment.p_memsz);
+    return 1;
+  }
+  return 0;
+}
+
+inline void spoil_shared_memory() {
+#ifndef __SANITIZE_ADDRESS__
+  in_shared_memory = 0;  // storage of a library that was loaded late comes with the first use
+  if (!dl_iterate_phdr(spoil_if_ours, nullptr)) throw std::runtime_error("the emulator does not find shared memory");
+#endif
+}
+
+inline void count_reductions() {
+  Additions& additions = machine().additions;
+  for (const auto& [instruction, sectors] : additions.touched) {
+    additions.counts[0] += 1;
+    additions.counts[1] += int64_t(sectors.size());
+  }
+  additions.touched.clear();
+}
+
 inline void run_block() {
   Machine& m = machine();
+  spoil_shared_memory();
   for (int i = 0; i < m.size; ++i) start_thread(i);
   std::vector<int> order(m.size);
   std::iota(order.begin(), order.end(), 0);
@@ -166,25 +195,48 @@ inline void run_block() {
     for (int warp = 0; warp < m.size; warp += kWarpSize) progress |= release(warp);
     if (m.failure) throw std::runtime_error(m.failure);
     const auto done = [&m](int i) { return m.threads[i].state == State::kDone; };
-    if (std::all_of(order.begin(), order.end(), done)) return;
+    if (std::all_of(order.begin(), order.end(), done)) return count_reductions();
     if (!progress) throw std::runtime_error("deadlock: lanes wait for others that never come");
   }
 }
 
+// As a device does, takes no grid that is too large, or empty.
+inline bool is_allowed(dim3 grid, dim3 block) {
+  const unsigned blocks[] = {grid.x, grid.y, grid.z}, threads[] = {block.x, block.y, block.z};
+  for (int i = 0; i < 3; ++i)
+    if (blocks[i] < 1 || blocks[i] > kLargestGrid[i] || threads[i] < 1 || threads[i] > kLargestBlock) return false;
+  return uint64_t(block.x) * block.y * block.z <= kLargestBlock;
+}
+
 inline void launch(dim3 grid, dim3 block, std::function<void()> kernel) {
   Machine& m = machine();
+  if (!is_allowed(grid, block)) {
+    last_error = cudaErrorInvalidConfiguration;
+    return;
+  }
   m.size = int(block.x);
-  if (m.size % kWarpSize) throw std::runtime_error("the emulator runs whole warps only");
+  if (m.size % kWarpSize || block.y * block.z > 1) throw std::runtime_error("the emulator runs rows of whole warps only");
   if (int(m.threads.size()) < m.size) m.threads.resize(m.size);
   m.block_size = block;
   m.failure = nullptr;
   m.kernel = std::move(kernel);
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        m.block_index = {x, y, z};
-        run_block();
-      }
+  const int64_t count = int64_t(grid.x) * grid.y * grid.z;
+  for (int64_t i = m.last_blocks ? std::max<int64_t>(count - m.last_blocks, 0) : 0; i < count; ++i) {
+    m.block_index = dim3(unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y));
+    run_block();
+  }
+}
+
+// Where an addition of `bytes` goes that the kernel makes to `to`.
+inline void* added_to(void* to, unsigned bytes) {
+  Machine& m = machine();
+  const auto address = reinterpret_cast<uintptr_t>(to);
+  if (address % bytes) m.failure = "misaligned reduction";
+  Thread& thread = current_thread();
+  if (m.additions.counts)
+    m.additions.touched[{m.current / kWarpSize, thread.barriers, thread.reductions++}].insert(
+        (address - m.additions.seen) / kSectorBytes);
+  return static_cast<char*>(to) + m.additions.shift;
 }
 
 }  // namespace emulator
@@ -196,20 +248,45 @@ inline void launch(dim3 grid, dim3 block, std::function<void()> kernel) {
 using std::min;
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  emulator::current_thread().mask = mask;
+  emulator::Thread& thread = emulator::current_thread();
+  thread.mask = mask;
+  thread.barriers++;
+  thread.reductions = 0;
   emulator::leave(emulator::State::kAtBarrier);
 }
+
+namespace emulator {
+
+// Shows x to the lanes of the mask; what each of them has shown is then in shown[turn].
+inline unsigned show(unsigned mask, float x) {
+  Thread& thread = current_thread();
+  const unsigned turn = thread.shuffles++ % 2;
+  thread.shown[turn] = x;
+  __syncwarp(mask);
+  return turn;
+}
+
+}  // namespace emulator
+
 inline float __shfl_xor_sync(unsigned mask, float x, int step) {
   emulator::Machine& m = emulator::machine();
   const int me = m.current;
   if (!(mask >> (me ^ step) % emulator::kWarpSize & 1)) m.failure = "a shuffle reads a lane that it does not name";
-  const unsigned turn = m.threads[me].shuffles++ % 2;
-  m.threads[me].shown[turn] = x;
-  __syncwarp(mask);
-  return m.threads[me ^ step].shown[turn];
+  return m.threads[me ^ step].shown[emulator::show(mask, x)];
 }
-inline void atomicAdd(float* to, float x) { *to += x; }
+inline unsigned __ballot_sync(unsigned mask, bool x) {
+  emulator::Machine& m = emulator::machine();
+  const int first = m.current / emulator::kWarpSize * emulator::kWarpSize;
+  const unsigned turn = emulator::show(mask, x ? 1.f : 0.f);
+  unsigned result = 0;
+  for (int lane = 0; lane < emulator::kWarpSize; ++lane)
+    if (mask >> lane & 1 && m.threads[first + lane].shown[turn] != 0) result |= 1u << lane;
+  return result;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
+inline void atomicAdd(float* to, float x) { *static_cast<float*>(emulator::added_to(to, sizeof x)) += x; }
 inline void atomicAdd(float4* to, float4 x) {
-  if (reinterpret_cast<uintptr_t>(to) % alignof(float4)) emulator::machine().failure = "misaligned reduction";
-  *to = {to->x + x.x, to->y + x.y, to->z + x.z, to->w + x.w};
+  float4& sum = *static_cast<float4*>(emulator::added_to(to, sizeof x));
+  sum = {sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w};
 }

@@ -8,8 +8,14 @@ using namespace d3q::cuda;
 
 struct Call {
   int64_t dtype, seed, dim, heads, batch, queries, points, levels;
+  int64_t last_blocks;  // run only so many, the last ones; 0: all
+  int64_t shift;        // bytes from the gradient of value, as the kernel sees it, to where additions go
   const int64_t *shapes, *strides;
+  int64_t* counts;  // of reductions and of the sectors that they touch; null: not counted
 };
+
+uintptr_t added_to(const ForwardTensors&) { return 0; }
+uintptr_t added_to(const BackwardTensors& tensors) { return reinterpret_cast<uintptr_t>(tensors.value_gradient); }
 
 template <Dtype dtype, typename Tensors>
 const char* run_emulated(const Call& c, const Tensors& tensors) {
@@ -22,6 +28,8 @@ template <typename Tensors>
 const char* dispatch(const Call& call, const Tensors& tensors) {
   static std::string message;
   emulator::machine().random.seed(unsigned(call.seed));
+  emulator::machine().last_blocks = call.last_blocks;
+  emulator::machine().additions = {added_to(tensors), call.shift, call.counts, {}};
   try {
     if (call.dtype == 0) return run_emulated<Dtype::kFloat>(call, tensors);
 #ifndef D3Q_FLOAT_ONLY
