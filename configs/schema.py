@@ -480,8 +480,9 @@ class RuntimeConfig:
     """In training the queries of a batch are padded to a multiple of this number: fewer shapes for the memory of a GPU,
     more work, the same numbers. Divides model.num_queries."""
     deterministic: bool = False
-    """Deterministic algorithms only, so that two runs agree bit for bit: on CPUs with as many threads. On a GPU the
-    gradients of the deformable attention still are sums in any order; what else varies is warned of."""
+    """Deterministic algorithms only, so that two runs agree bit for bit: on CPUs with as many threads. On GPUs the
+    gradients of the deformable attention are then computed in pure PyTorch, which takes longer, with or without CUDA
+    kernels; operations of which torch has no deterministic form are warned of."""
     num_threads: int = 0
     """CPU threads of torch per process; 0 leaves torch's choice."""
     log_every: int = 50

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 
 GPU_NOTICE = (
-    "runtime.deterministic: on a GPU all but sums in the backward pass of the deformable attention, which its atomic "
-    "additions round in any order; torch warns of each such operation once"
+    "runtime.deterministic: on a GPU the deformable attention is deterministic too, by gradients in pure PyTorch that "
+    "take longer; torch warns once of each operation of which it has no deterministic form"
 )
 
 

@@ -1,31 +1,54 @@
 """Multi-scale deformable attention as weighted rows of `value`: four corners per sample.
 
 The forward pass is a weighted `embedding_bag`, the fastest form for large maps on a CPU without a compiler: it never
-builds the (B, Q, M, L*P, D) intermediate of the definition.
+builds the (B, Q, M, L*P, D) intermediate of the definition. A second form gathers the rows: it needs the memory of four
+such intermediates, and has second derivatives, which no other form or kernel has.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+# On GPUs, embedding_bag's backward pass counts gradients of rows in 32 bits (torch 2.11: illegal memory access).
+MOST_GATHERED_ON_GPU = 2**31 - 1
 
 
 class Corners(NamedTuple):
     """The cells around every sample: upper and lower row, left and right column."""
 
-    rows: Tensor  # (B, Q, M, L, P, 2, 2) rows of value as (B*S*M, D); any row where a corner is outside
+    rows: Tensor  # (B, Q, M, L, P, 2, 2) rows of value as (B*S*M, D); B*S*M where a corner is outside
     share_x: Tensor  # (B, Q, M, L, P, 2) of the left and right column; 0 outside
     share_y: Tensor  # of the upper and lower row
     valid_x: Tensor
     valid_y: Tensor
+    sizes: Tensor  # (L, 2) height and width
+
+
+def _sizes_on(device: torch.device, dtype: torch.dtype, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """(L, 2) height and width. Kept, so that a second call copies nothing from the host: CUDA graphs take no copy.
+
+    Not while a program is traced or shapes alone are computed: what is made there is of no use elsewhere.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return torch.tensor([list(shape) for shape in shapes], device=device, dtype=dtype)
+    return _kept_sizes(device, dtype, tuple((int(height), int(width)) for height, width in shapes))
+
+
+@lru_cache(maxsize=1024)
+def _kept_sizes(device: torch.device, dtype: torch.dtype, shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    with torch.inference_mode(False):  # or autograd could not use it later
+        return torch.tensor(shapes, device=device, dtype=dtype)
 
 
 def find_corners(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor) -> Corners:
     batch, tokens, heads, _ = value.shape
-    index = torch.int32 if batch * tokens * heads < 2**31 else torch.int64
-    sizes = torch.tensor([list(shape) for shape in spatial_shapes], device=value.device, dtype=index)
+    index = torch.int32 if batch * (tokens + 1) * heads < 2**31 else torch.int64
+    sizes = _sizes_on(value.device, index, spatial_shapes)
     height, width = sizes[:, 0, None], sizes[:, 1, None]  # (L, 1), beside the points
 
     corner = sampling_locations * sizes.flip(1)[:, None].to(sampling_locations.dtype) - 0.5
@@ -44,13 +67,16 @@ def find_corners(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampl
     level_start = (level_sizes.cumsum(0, dtype=index) - level_sizes)[:, None]
     image_start = torch.arange(batch, device=value.device, dtype=index)[:, None, None, None, None] * tokens
     head = torch.arange(heads, device=value.device, dtype=index)[:, None, None]
-    token = (y * valid_y * width[..., None])[..., :, None] + (x * valid_x)[..., None, :]
+    token = (y * width[..., None])[..., :, None] + x[..., None, :]
+    rows = (token + (level_start + image_start)[..., None, None]) * heads + head[..., None, None]
+    valid = valid_y[..., :, None] & valid_x[..., None, :]
     return Corners(
-        rows=(token + (level_start + image_start)[..., None, None]) * heads + head[..., None, None],
+        rows=torch.where(valid, rows, batch * tokens * heads),
         share_x=torch.stack([1 - fraction_x, fraction_x], dim=-1) * valid_x,
         share_y=torch.stack([1 - fraction_y, fraction_y], dim=-1) * valid_y,
         valid_x=valid_x,
         valid_y=valid_y,
+        sizes=sizes,
     )
 
 
@@ -61,18 +87,50 @@ def ms_deform_attn_embedding_bag(
     attention_weights: Tensor,
 ) -> Tensor:
     """The operator as a sum over the four corners of every sample. See ops/reference.py for the arguments."""
-    batch, tokens, heads, dim = value.shape
+    batch, _, heads, dim = value.shape
     queries = sampling_locations.shape[1]
     corners = find_corners(value, spatial_shapes, sampling_locations)
-    share_y = corners.share_y * attention_weights[..., None]
-    weights = share_y[..., :, None] * corners.share_x[..., None, :]  # (B, Q, M, L, P, 2, 2)
-    output = F.embedding_bag(
-        corners.rows.reshape(batch * queries * heads, -1),
-        value.reshape(batch * tokens * heads, dim),
-        mode="sum",
-        per_sample_weights=weights.reshape(batch * queries * heads, -1),
+    bags = batch * queries * heads
+    output = _weighted_sums(
+        _rows_and_zero(value), corners.rows.reshape(bags, -1), _weights(corners, attention_weights).reshape(bags, -1)
     )
     return output.view(batch, queries, heads * dim)
+
+
+def ms_deform_attn_gather(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The same sum over rows that are all in memory at once: for second derivatives. See ops/reference.py."""
+    corners = find_corners(value, spatial_shapes, sampling_locations)
+    weighted = _rows_and_zero(value)[corners.rows] * _weights(corners, attention_weights)[..., None]
+    return weighted.sum((3, 4, 5, 6)).flatten(2)
+
+
+def _rows_and_zero(value: Tensor) -> Tensor:
+    """(B, S, M, D) -> (B*S*M + 1, D): zeros are the row of corners outside, as zero times infinity is no zero."""
+    batch, tokens, heads, dim = value.shape
+    return torch.cat([value.reshape(batch * tokens * heads, dim), value.new_zeros(1, dim)])
+
+
+def _weights(corners: Corners, attention_weights: Tensor) -> Tensor:
+    """(B, Q, M, L, P, 2, 2) of each corner."""
+    share_y = corners.share_y * attention_weights[..., None]
+    return share_y[..., :, None] * corners.share_x[..., None, :]
+
+
+def _weighted_sums(rows: Tensor, places: Tensor, weights: Tensor, most: int | None = None) -> Tensor:
+    """(N, D), (bags, K) and (bags, K) -> (bags, D); most: elements of rows that one call may gather."""
+    if most is None and (not rows.is_cuda or torch.compiler.is_compiling()):
+        return F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
+    parts = 1 + places.numel() * rows.shape[1] // (most or MOST_GATHERED_ON_GPU)
+    sums = [
+        F.embedding_bag(place, rows, mode="sum", per_sample_weights=weight)
+        for place, weight in zip(places.chunk(parts), weights.chunk(parts), strict=True)
+    ]
+    return torch.cat(sums)
 
 
 def ms_deform_attn_gradients(
@@ -87,9 +145,8 @@ def ms_deform_attn_gradients(
     For inside an operator, where autograd is off. One point of one level at a time: all at once would need
     4*L*P rows per query and head.
     """
-    batch, tokens, heads, dim = value.shape
-    gradient = output_gradient.reshape(*sampling_locations.shape[:3], dim)
-    rows = value.reshape(batch * tokens * heads, dim)
+    gradient = output_gradient.reshape(*sampling_locations.shape[:3], value.shape[3])
+    rows = _rows_and_zero(value)
     row_gradients = torch.zeros_like(rows)
     corners = find_corners(value, spatial_shapes, sampling_locations)
     share = corners.share_y[..., :, None] * corners.share_x[..., None, :]
@@ -101,10 +158,10 @@ def ms_deform_attn_gradients(
             weight = share[:, :, :, level, point] * attention_weights[:, :, :, level, point, None, None]
             update = weight[..., None] * gradient[:, :, :, None, None]
             row_gradients.index_add_(0, place.flatten(), update.flatten(0, -2))
-    slope = torch.tensor([-1.0, 1.0], device=value.device, dtype=value.dtype)
+    slope = torch.arange(-1, 2, 2, device=value.device, dtype=value.dtype)
     slope_x, slope_y = slope * corners.valid_x, slope * corners.valid_y
     by_x = (corners.share_y[..., :, None] * slope_x[..., None, :] * dot).sum((-2, -1)) * attention_weights
     by_y = (slope_y[..., :, None] * corners.share_x[..., None, :] * dot).sum((-2, -1)) * attention_weights
-    cells = torch.tensor([[width, height] for height, width in spatial_shapes], device=value.device, dtype=value.dtype)
+    cells = corners.sizes.flip(1).to(value.dtype)
     location_gradient = torch.stack([by_x, by_y], dim=-1) * cells[:, None]
-    return row_gradients.view_as(value), location_gradient, (share * dot).sum((-2, -1))
+    return row_gradients[:-1].view_as(value), location_gradient, (share * dot).sum((-2, -1))

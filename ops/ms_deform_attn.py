@@ -7,6 +7,7 @@
 | `cuda`          | compiled kernels (`ops/cuda_kernels.py`)              | on GPUs, where they are built, in float32 |
 |                 |                                                       | and half precision, for the usual widths  |
 | `grid_sample`   | pure PyTorch, the definition (`ops/reference.py`)     | on GPUs otherwise                         |
+| `gather`        | pure PyTorch, with second derivatives, much memory    | never                                     |
 
 The environment variable D3Q_OPS_BACKEND forces one of them; it is read when `ops` is imported.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ops import cuda_kernels
 from ops.checks import HALF, check_arguments, check_output_gradient
-from ops.embedding_bag import ms_deform_attn_embedding_bag, ms_deform_attn_gradients
+from ops.embedding_bag import ms_deform_attn_embedding_bag, ms_deform_attn_gather, ms_deform_attn_gradients
 from ops.library import is_loaded
 from ops.reference import ms_deform_attn_reference
 
@@ -30,8 +31,11 @@ Form = Callable[[Tensor, Sequence[tuple[int, int]], Tensor, Tensor], Tensor]
 FORMS: dict[str, Form] = {
     "embedding_bag": ms_deform_attn_embedding_bag,
     "grid_sample": ms_deform_attn_reference,
+    "gather": ms_deform_attn_gather,
 }
 BACKENDS = ("cpp", "cuda", *FORMS)
+# Asked once: torch.compile cannot trace the question (torch 2.11).
+AUTOCAST_DEVICES = tuple(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
 FORCED_BACKEND = os.environ.get("D3Q_OPS_BACKEND") or "auto"
 
 
@@ -58,13 +62,13 @@ def ms_deform_attn(
     """
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     device_type = value.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         sampling_locations, attention_weights = _exact_places(value, sampling_locations, attention_weights)
     check_arguments(value, flat_shapes, sampling_locations, attention_weights)
     backend = choose_backend(device_type)
     if backend == "cuda" and (reason := cuda_kernels.unsupported_kind(value, flat_shapes)):
         backend = _without_cuda_kernels(reason)
-    if backend not in FORMS:
+    if backend not in FORMS or _adds_in_any_order(backend, device_type):
         return torch.ops.d3q.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
     # Pure PyTorch needs no operator around it: autograd then keeps what its backward pass would compute again.
     return _run_form(FORMS[backend], value, flat_shapes, sampling_locations, attention_weights)
@@ -89,6 +93,11 @@ def choose_backend(device_type: str) -> str:
     if FORCED_BACKEND == "cuda" and device_type != "cuda":
         raise ValueError(f"D3Q_OPS_BACKEND=cuda runs on GPUs, the tensors are on {device_type}; choose auto")
     return FORCED_BACKEND
+
+
+def _adds_in_any_order(backend: str, device_type: str) -> bool:
+    """Whether torch's own gradients differ from run to run where it shall be deterministic; the operator's do not."""
+    return backend == "grid_sample" and device_type == "cuda" and torch.are_deterministic_algorithms_enabled()
 
 
 def _without_cuda_kernels(reason: str) -> str:
@@ -228,6 +237,22 @@ def _gradients(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, Tensor,
 
 
 torch.library.register_autograd("d3q::ms_deform_attn", _gradients, setup_context=_setup_context)
+
+
+def _keep_device(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.device_type = inputs[1].device.type
+
+
+def _no_second_derivatives(ctx: Any, *_: Tensor) -> None:
+    backend = choose_backend(ctx.device_type)
+    remedy = "" if backend == "gather" else "force the backend that has them with D3Q_OPS_BACKEND=gather, and "
+    raise NotImplementedError(
+        f"ms_deform_attn: no second derivatives through the operator ({backend}); {remedy}call "
+        "ops.ms_deform_attn itself, not compiled"
+    )
+
+
+torch.library.register_autograd("d3q::ms_deform_attn_backward", _no_second_derivatives, setup_context=_keep_device)
 
 
 # Under autocast, value comes as it is; locations and weights become float32: computed further in bfloat16, a location

@@ -35,7 +35,7 @@ def ms_deform_attn_reference(
     returns             (B, Q, M*D)
 
     A sample that touches no cell of its map, or whose location is not a number, counts as zero, and so do its
-    gradients. `value` and `attention_weights` are finite.
+    gradients: a value that is not finite reaches only those that sample its cell. `attention_weights` are finite.
     """
     batch, _, heads, dim = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]

@@ -13,7 +13,7 @@ Maps = list[tuple[int, int]]
 
 needs_cpp = pytest.mark.skipif(not is_loaded(), reason="the C++ kernels are not built: python -m ops.build")
 every_backend = pytest.mark.parametrize(
-    "backend", [pytest.param("cpp", marks=needs_cpp), "embedding_bag", "grid_sample"]
+    "backend", [pytest.param("cpp", marks=needs_cpp), "embedding_bag", "grid_sample", "gather"]
 )
 
 # batch, heads, width per head, queries, points, maps

@@ -112,3 +112,74 @@ def test_a_compiled_call() -> None:
     inputs = [tensor.cuda() for tensor in (case.value, case.locations, case.weights)]
     compiled = torch.compile(lambda v, loc, w: ms_deform_attn(v, case.shapes, loc, w), fullgraph=True)
     assert error(compiled(*inputs).cpu(), case.expected()[0]) <= TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("backend", ["grid_sample", "embedding_bag"])
+def test_deterministic_gradients_without_kernels(backend: str) -> None:
+    case = make(shapes=[(2, 2)], queries=500)
+    torch.use_deterministic_algorithms(True)  # what has no deterministic form raises
+    try:
+        first, second = on_gpu(case, backend), on_gpu(case, backend)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cuda", "grid_sample", "embedding_bag", "gather"])
+def test_a_cuda_graph_of_a_call(backend: str) -> None:
+    """Nothing is copied from the host in a call but the first."""
+    case = make(shapes=PYRAMID, queries=300)
+    inputs = [tensor.cuda() for tensor in (case.value, case.locations, case.weights)]
+    with forced_backend(backend):
+        ms_deform_attn(inputs[0], case.shapes, *inputs[1:])
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = ms_deform_attn(inputs[0], case.shapes, *inputs[1:])
+        output.zero_()
+        graph.replay()
+    assert error(output.cpu(), case.expected()[0]) <= TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("backend", ["cuda", "grid_sample", "embedding_bag"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_reaches_those_that_sample_it(number: float, backend: str) -> None:
+    case = make(queries=50)
+    case.locations[:, :2] = 9.0  # outside
+    case.value[0, :2], case.value[1, 13 * 9 - 1, 0] = number, number
+    for found, expected in zip(on_gpu(case, backend), case.expected(), strict=True):
+        assert torch.equal(found.isfinite(), expected.isfinite())
+
+
+def test_second_derivatives() -> None:
+    """An error through the kernels; the backend that the message names has them."""
+    case = make(queries=3)
+    inputs = [tensor.cuda().requires_grad_() for tensor in (case.value, case.locations, case.weights)]
+    for backend in ("cuda", "gather"):
+        with forced_backend(backend):
+            output = ms_deform_attn(inputs[0], case.shapes, inputs[1], inputs[2])
+            gradients = torch.autograd.grad(output.square().sum(), inputs, create_graph=True)
+            loss = sum(each.square().sum() for each in gradients)
+            if backend == "cuda":
+                with pytest.raises(NotImplementedError, match="D3Q_OPS_BACKEND=gather"):
+                    torch.autograd.grad(loss, inputs)
+            else:
+                assert all(each.abs().max() > 0 for each in torch.autograd.grad(loss, inputs))
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.mem_get_info()[1] < 40 << 30, reason="needs 40 GiB of GPU memory"
+)
+def test_embedding_bag_beyond_32_bits() -> None:
+    """136 million rows of 32 channels, which torch gathers wrongly in one call."""
+    torch.manual_seed(0)
+    shapes = [(200, 200), (100, 100), (50, 50), (25, 25), (13, 13)]
+    tokens = sum(height * width for height, width in shapes)
+    value = torch.randn(4, tokens, 8, 32, device="cuda", requires_grad=True)
+    locations = torch.rand(4, tokens, 8, 5, 4, 2, device="cuda")
+    weights = torch.rand(4, tokens, 8, 5, 4, device="cuda")
+    gradients = []
+    for backend in ("cuda", "embedding_bag"):
+        with forced_backend(backend):
+            gradients += torch.autograd.grad(ms_deform_attn(value, shapes, locations, weights).square().sum(), value)
+    assert error(gradients[1].cpu(), gradients[0].double().cpu()) <= 1e-3

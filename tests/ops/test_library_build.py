@@ -149,7 +149,7 @@ def test_two_builders_at_once(copy: Path) -> None:
     table, errors = check.communicate(timeout=300)
     assert check.returncode == 0, errors
     rows = [line.split() for line in table.splitlines()[1:-1]]
-    assert [row[0] for row in rows] == ["cpp"] * 4 + ["embedding_bag"] * 4 + ["grid_sample"] * 4
+    assert [row[0] for row in rows] == ["cpp"] * 4 + ["embedding_bag"] * 4 + ["grid_sample"] * 4 + ["gather"] * 4
     assert all(row[-1] == "ok" for row in rows)
 
 
@@ -178,7 +178,7 @@ def test_a_damaged_library_is_a_warning(copy: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("fast", "unknown backend 'fast'; choose auto, cpp, cuda, embedding_bag, grid_sample"),
+    ("name", "message"), [("fast", "backend 'fast'; choose auto, cpp, cuda, embedding_bag, grid_sample, gather"),
                           ("cpp", "the library is not built for this code and torch; run python -m ops.build"),
                           ("cuda", "the library has no CUDA kernels; run python -m ops.build with an nvcc")]
 )  # fmt: skip
