@@ -7,6 +7,7 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -20,6 +21,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kRowsPerTask = 64;  // fewer rows are not worth a thread
+constexpr int64_t kThreadsPerHead = 2;  // from which two passes, which compute 1.7 times as much, are quicker than one
+constexpr int64_t kBandsPerThread = 2;  // some bands have less to do
 constexpr int64_t kReadsPerRow = 8;   // of value on average, from which copying one head's rows side by side pays
 
 void require_input(const Tensor& tensor, ScalarType dtype, bool contiguous) {
@@ -46,7 +49,7 @@ struct CheckedProblem {
       width.insert(width.end(), weights.size(4), int32_t(shapes[2 * level + 1]));
       start.insert(start.end(), weights.size(4), int32_t(starts[level]));
     }
-    problem = {value.size(0), value.size(2), value.size(3), weights.size(1),
+    problem = {value.size(0), value.size(2), value.size(3), weights.size(1), weights.size(4),
                {int64_t(start.size()), height.data(), width.data(), start.data()}};
   }
 };
@@ -94,32 +97,75 @@ bool use_avx2(bool allowed) {
 #endif
 }
 
+// The functions of the variant that this processor runs best, for elements of type T.
+template <typename T>
+struct Kernels {
+  using Problem = d3q::Problem;
+  using Inputs = d3q::Inputs<T>;
+  using Gradients = d3q::Gradients<T>;
+  void (*forward)(const Problem&, const Inputs&, T*, int64_t, int64_t) = d3q::baseline::forward;
+  void (*backward)(const Problem&, const Inputs&, const Gradients&, int64_t, int64_t) = d3q::baseline::backward;
+  void (*backward_samples)(const Problem&, const Inputs&, const Gradients&, int64_t,
+                           int64_t) = d3q::baseline::backward_samples;
+  void (*backward_value)(const Problem&, const Inputs&, const Gradients&, const d3q::Band*,
+                         const d3q::Band*) = d3q::baseline::backward_value;
+
+  explicit Kernels([[maybe_unused]] bool avx2) {
+#ifdef D3Q_HAS_AVX2
+    if (!avx2) return;
+    forward = d3q::avx2::forward;
+    backward = d3q::avx2::backward;
+    backward_samples = d3q::avx2::backward_samples;
+    backward_value = d3q::avx2::backward_value;
+#endif
+  }
+};
+
 template <typename T>
 void run_forward(const d3q::Problem& problem, const d3q::Inputs<T>& inputs, T* output, bool avx2) {
-  auto kernel = static_cast<void (*)(const d3q::Problem&, const d3q::Inputs<T>&, T*, int64_t, int64_t)>(
-      d3q::baseline::forward);
-#ifdef D3Q_HAS_AVX2
-  if (avx2) kernel = d3q::avx2::forward;
-#endif
-  (void)avx2;
+  const Kernels<T> kernels(avx2);
   const int64_t rows = problem.batch * problem.queries * problem.heads;
   torch::stable::parallel_for(0, rows, kRowsPerTask, [&](int64_t first, int64_t last) {
-    kernel(problem, inputs, output, first, last);
+    kernels.forward(problem, inputs, output, first, last);
   });
 }
 
+// Of every level, image and head: enough for so many threads. A level is cut, as all levels have as many samples.
+std::vector<d3q::Band> bands_of(const d3q::Problem& problem, int64_t threads) {
+  std::vector<d3q::Band> bands;
+  const int64_t levels = problem.points ? problem.samples.count / problem.points : 0;
+  const int64_t wholes = problem.batch * problem.heads * levels;
+  if (wholes == 0) return bands;
+  const int64_t pieces = (kBandsPerThread * threads - 1) / wholes + 1;
+  for (int64_t i = 0; i < wholes; ++i) {
+    const int64_t level = i % levels, head = i / levels % problem.heads, image = i / levels / problem.heads;
+    const auto& samples = problem.samples;
+    const int64_t at = level * problem.points, start = samples.start[at];
+    const int64_t tokens = int64_t(samples.height[at]) * samples.width[at], count = std::min(pieces, tokens);
+    for (int64_t k = 0; k < count; ++k)
+      bands.push_back({image, head, level, start + tokens * k / count, start + tokens * (k + 1) / count});
+  }
+  return bands;
+}
+
+// Bit for bit the same with any number of threads: every sum has one order.
 template <typename T>
 void run_backward(const d3q::Problem& problem, const d3q::Inputs<T>& inputs, const d3q::Gradients<T>& gradients,
                   bool avx2) {
-  auto kernel =
-      static_cast<void (*)(const d3q::Problem&, const d3q::Inputs<T>&, const d3q::Gradients<T>&, int64_t, int64_t)>(
-          d3q::baseline::backward);
-#ifdef D3Q_HAS_AVX2
-  if (avx2) kernel = d3q::avx2::backward;
-#endif
-  (void)avx2;
-  torch::stable::parallel_for(0, problem.batch * problem.heads, 1, [&](int64_t first, int64_t last) {
-    kernel(problem, inputs, gradients, first, last);
+  const Kernels<T> kernels(avx2);
+  const int64_t heads = problem.batch * problem.heads, threads = torch::stable::get_num_threads();
+  if (threads < kThreadsPerHead * heads) {
+    torch::stable::parallel_for(0, heads, 1, [&](int64_t first, int64_t last) {
+      kernels.backward(problem, inputs, gradients, first, last);
+    });
+    return;
+  }
+  torch::stable::parallel_for(0, heads * problem.queries, kRowsPerTask, [&](int64_t first, int64_t last) {
+    kernels.backward_samples(problem, inputs, gradients, first, last);
+  });
+  const auto bands = bands_of(problem, threads);
+  torch::stable::parallel_for(0, int64_t(bands.size()), 1, [&](int64_t first, int64_t last) {
+    kernels.backward_value(problem, inputs, gradients, bands.data() + first, bands.data() + last);
   });
 }
 

@@ -67,15 +67,22 @@ struct AnyGradient {
   const T* __restrict__ gradient;
   int64_t dim;
   AnyGradient(const T* gradient, int64_t dim) : gradient(gradient), dim(dim) {}
-  // Adds weight * gradient to row_gradient; returns <gradient, row>.
-  T spread(const T* __restrict__ row, T* __restrict__ row_gradient, T weight) const {
+  // <gradient, row>
+  T dot(const T* __restrict__ row) const {
     T partial[8] = {}, sum = 0;
     int64_t c = 0;
     for (; c + 8 <= dim; c += 8)
       for (int k = 0; k < 8; ++k) partial[k] += gradient[c + k] * row[c + k];
     for (; c < dim; ++c) sum += gradient[c] * row[c];
     for (int k = 0; k < 8; ++k) sum += partial[k];
-    for (c = 0; c < dim; ++c) row_gradient[c] += weight * gradient[c];
+    return sum;
+  }
+  void add(T* __restrict__ row_gradient, T weight) const {
+    for (int64_t c = 0; c < dim; ++c) row_gradient[c] += weight * gradient[c];
+  }
+  T dot_and_add(const T* __restrict__ row, T* __restrict__ row_gradient, T weight) const {
+    const T sum = dot(row);
+    add(row_gradient, weight);
     return sum;
   }
   static void finish(const T part[4], T* to, int stride) {
@@ -86,6 +93,14 @@ struct AnyGradient {
 typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void save(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
+
+// Elements of two vectors, counted through both. Clang knows one name for it, GCC before 12 only the other.
+#ifdef __clang__
+#define D3Q_SHUFFLE __builtin_shufflevector
+#else
+typedef int32_t Index __attribute__((vector_size(32)));
+#define D3Q_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, Index{__VA_ARGS__})
+#endif
 
 // Rows of N * 8 floats: sums live in registers.
 template <int N>
@@ -108,8 +123,17 @@ struct VectorGradient {
   VectorGradient(const float* from, int64_t) {
     for (int k = 0; k < N; ++k) gradient[k] = load(from + 8 * k);
   }
-  // Adds weight * gradient to row_gradient; the elements of what it returns add up to <gradient, row>.
-  inline __attribute__((always_inline)) Vector spread(const float* row, float* row_gradient, float weight) const {
+  // Its elements add up to <gradient, row>.
+  inline __attribute__((always_inline)) Vector dot(const float* row) const {
+    Vector sum = {};
+    for (int k = 0; k < N; ++k) sum += gradient[k] * load(row + 8 * k);
+    return sum;
+  }
+  inline __attribute__((always_inline)) void add(float* row_gradient, float weight) const {
+    for (int k = 0; k < N; ++k) save(row_gradient + 8 * k, load(row_gradient + 8 * k) + gradient[k] * weight);
+  }
+  // Both at once, channel by channel.
+  inline __attribute__((always_inline)) Vector dot_and_add(const float* row, float* row_gradient, float weight) const {
     Vector sum = {};
     for (int k = 0; k < N; ++k) {
       sum += gradient[k] * load(row + 8 * k);
@@ -119,12 +143,12 @@ struct VectorGradient {
   }
   // The sums of the elements of four vectors, by two exchanges of halves.
   static inline __attribute__((always_inline)) void finish(const Vector part[4], float* to, int stride) {
-    const Vector upper = __builtin_shufflevector(part[0], part[1], 0, 8, 1, 9, 4, 12, 5, 13) +
-                         __builtin_shufflevector(part[0], part[1], 2, 10, 3, 11, 6, 14, 7, 15);
-    const Vector lower = __builtin_shufflevector(part[2], part[3], 0, 8, 1, 9, 4, 12, 5, 13) +
-                         __builtin_shufflevector(part[2], part[3], 2, 10, 3, 11, 6, 14, 7, 15);
-    const Vector sums = __builtin_shufflevector(upper, lower, 0, 1, 8, 9, 4, 5, 12, 13) +
-                        __builtin_shufflevector(upper, lower, 2, 3, 10, 11, 6, 7, 14, 15);
+    const Vector upper = D3Q_SHUFFLE(part[0], part[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                         D3Q_SHUFFLE(part[0], part[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vector lower = D3Q_SHUFFLE(part[2], part[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                         D3Q_SHUFFLE(part[2], part[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vector sums = D3Q_SHUFFLE(upper, lower, 0, 1, 8, 9, 4, 5, 12, 13) +
+                        D3Q_SHUFFLE(upper, lower, 2, 3, 10, 11, 6, 7, 14, 15);
     for (int k = 0; k < 4; ++k) to[k * stride] = sums[k] + sums[k + 4];
   }
 };
@@ -206,8 +230,8 @@ void backward_head(const Problem& p, const Inputs<T>& inputs, const Gradients<T>
         for (int k = 0; k < 4; ++k) {
           const int64_t token = block.token[k][s];
           if (token >= 0)
-            part[k] = gradient.spread(values + token * from.token, value_gradients + token * to.token,
-                                      block.share[k][s] * weights[s]);
+            part[k] = gradient.dot_and_add(values + token * from.token, value_gradients + token * to.token,
+                                           block.share[k][s] * weights[s]);
         }
         Gradient::finish(part, &dot[0][s], kBlock);
       }
@@ -215,6 +239,98 @@ void backward_head(const Problem& p, const Inputs<T>& inputs, const Gradients<T>
                       gradients.weights + at);
     }
   }
+}
+
+// The gradients of locations and weights alone: each row's are its own.
+template <typename T, typename Gradient>
+void backward_rows(const Problem& p, const Inputs<T>& inputs, const Gradients<T>& gradients, int64_t first,
+                   int64_t last) {
+  const Strides& from = inputs.value_strides;
+  const int64_t samples = p.samples.count;
+  Block<T> block;
+  T dot[4][kBlock];
+  for (int64_t j = first; j < last; ++j) {
+    const int64_t query = j % p.queries, head = j / p.queries % p.heads, image = j / p.queries / p.heads;
+    const int64_t i = (image * p.queries + query) * p.heads + head;
+    const T* values = inputs.value + image * from.batch + head * from.head;
+    if (query + kAhead < p.queries) {
+      prefetch(inputs.locations + 2 * (i + kAhead * p.heads) * samples, 2 * samples);
+      prefetch(inputs.weights + (i + kAhead * p.heads) * samples, samples);
+      prefetch(gradients.output + (i + kAhead * p.heads) * p.dim, p.dim);
+    }
+    const Gradient gradient(gradients.output + i * p.dim, p.dim);
+    for (int64_t begin = 0; begin < samples; begin += kBlock) {
+      const int count = int(samples - begin < kBlock ? samples - begin : kBlock);
+      const int64_t at = i * samples + begin;
+      locate(p.samples, begin, count, inputs.locations + 2 * at, block);
+      for (int s = 0; s < count; ++s) {
+        typename Gradient::Part part[4] = {};
+        for (int k = 0; k < 4; ++k)
+          if (block.token[k][s] >= 0) part[k] = gradient.dot(values + block.token[k][s] * from.token);
+        Gradient::finish(part, &dot[0][s], kBlock);
+      }
+      store_gradients(p.samples, begin, count, block, dot, inputs.weights + at, gradients.locations + 2 * at,
+                      gradients.weights + at);
+    }
+  }
+}
+
+// The gradient of value alone, in a band of tokens of one level, image and head. Its cells get the same additions in
+// the same order as in backward_head.
+template <typename T, typename Gradient>
+void backward_band(const Problem& p, const Inputs<T>& inputs, const Gradients<T>& gradients, const Band& band) {
+  const Strides& to = gradients.value_strides;
+  const int64_t samples = p.samples.count, points = p.points, of_level = band.level * points;
+  T* value_gradients = gradients.value + band.image * to.batch + band.head * to.head;
+  int32_t height[kBlock], width[kBlock], start[kBlock];
+  for (int s = 0; s < kBlock; ++s) {
+    height[s] = p.samples.height[of_level];
+    width[s] = p.samples.width[of_level];
+    start[s] = p.samples.start[of_level];
+  }
+  const Samples level{kBlock, height, width, start};
+  Block<T> block;
+  T locations[2 * kBlock], weights[kBlock];
+  const T* output[kBlock];
+  int64_t query = 0, point = 0;
+  while (query < p.queries) {
+    int count = 0;
+    while (count < kBlock && query < p.queries) {  // the level's samples of query after query
+      const int64_t i = (band.image * p.queries + query) * p.heads + band.head;
+      const T *places = inputs.locations + 2 * (i * samples + of_level), *shares = inputs.weights + i * samples + of_level;
+      if (query + kAhead < p.queries) {
+        prefetch(places + 2 * kAhead * p.heads * samples, 2 * points);
+        prefetch(shares + kAhead * p.heads * samples, points);
+        prefetch(gradients.output + (i + kAhead * p.heads) * p.dim, p.dim);
+      }
+      for (; count < kBlock && point < points; ++count, ++point) {
+        locations[2 * count] = places[2 * point];
+        locations[2 * count + 1] = places[2 * point + 1];
+        weights[count] = shares[point];
+        output[count] = gradients.output + i * p.dim;
+      }
+      if (point < points) break;
+      point = 0;
+      ++query;
+    }
+    locate(level, 0, count, locations, block);
+    for (int s = 0; s < count;) {
+      const T* const from = output[s];
+      const Gradient gradient(from, p.dim);
+      for (; s < count && output[s] == from; ++s)
+        for (int k = 0; k < 4; ++k) {
+          const int64_t token = block.token[k][s];
+          if (token >= band.first && token < band.last)
+            gradient.add(value_gradients + token * to.token, block.share[k][s] * weights[s]);
+        }
+    }
+  }
+}
+
+template <typename T, typename Gradient>
+void backward_bands(const Problem& p, const Inputs<T>& inputs, const Gradients<T>& gradients, const Band* first,
+                    const Band* last) {
+  for (; first < last; ++first) backward_band<T, Gradient>(p, inputs, gradients, *first);
 }
 
 template <typename T, typename Gradient>
@@ -241,21 +357,24 @@ void forward(const Problem& p, const Inputs<double>& inputs, double* output, int
   forward_rows<double, AnySum<double>>(p, inputs, output, first, last);
 }
 
-void backward(const Problem& p, const Inputs<float>& inputs, const Gradients<float>& gradients, int64_t first,
-              int64_t last) {
-  switch (p.dim) {
-    case 8: return backward_heads<float, VectorGradient<1>>(p, inputs, gradients, first, last);
-    case 16: return backward_heads<float, VectorGradient<2>>(p, inputs, gradients, first, last);
-    case 32: return backward_heads<float, VectorGradient<4>>(p, inputs, gradients, first, last);
-    case 64: return backward_heads<float, VectorGradient<8>>(p, inputs, gradients, first, last);
-    default: return backward_heads<float, AnyGradient<float>>(p, inputs, gradients, first, last);
+// A function of the kernels above, for the width of a row.
+#define D3Q_FOR_EVERY_WIDTH(name, function, ...)                                                              \
+  void name(const Problem& p, const Inputs<float>& inputs, const Gradients<float>& gradients, __VA_ARGS__) {  \
+    switch (p.dim) {                                                                                          \
+      case 8: return function<float, VectorGradient<1>>(p, inputs, gradients, first, last);                   \
+      case 16: return function<float, VectorGradient<2>>(p, inputs, gradients, first, last);                  \
+      case 32: return function<float, VectorGradient<4>>(p, inputs, gradients, first, last);                  \
+      case 64: return function<float, VectorGradient<8>>(p, inputs, gradients, first, last);                  \
+      default: return function<float, AnyGradient<float>>(p, inputs, gradients, first, last);                 \
+    }                                                                                                         \
+  }                                                                                                           \
+  void name(const Problem& p, const Inputs<double>& inputs, const Gradients<double>& gradients, __VA_ARGS__) { \
+    function<double, AnyGradient<double>>(p, inputs, gradients, first, last);                                 \
   }
-}
 
-void backward(const Problem& p, const Inputs<double>& inputs, const Gradients<double>& gradients, int64_t first,
-              int64_t last) {
-  backward_heads<double, AnyGradient<double>>(p, inputs, gradients, first, last);
-}
+D3Q_FOR_EVERY_WIDTH(backward, backward_heads, int64_t first, int64_t last)
+D3Q_FOR_EVERY_WIDTH(backward_samples, backward_rows, int64_t first, int64_t last)
+D3Q_FOR_EVERY_WIDTH(backward_value, backward_bands, const Band* first, const Band* last)
 
 }  // namespace D3Q_VARIANT
 }  // namespace d3q

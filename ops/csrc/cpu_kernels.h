@@ -11,8 +11,13 @@ struct Samples {
 };
 
 struct Problem {
-  int64_t batch, heads, dim, queries;
-  Samples samples;
+  int64_t batch, heads, dim, queries, points;
+  Samples samples;  // levels * points
+};
+
+// Tokens [first, last) of a level, in one image and head.
+struct Band {
+  int64_t image, head, level, first, last;
 };
 
 // Distances in elements between images, tokens and heads of a (B, S, M, D) tensor; channels are adjacent.
@@ -44,6 +49,12 @@ struct Gradients {
   /* Owns the gradient of (image, head) [first, last) of the B*M: no other call writes there. */                  \
   void backward(const Problem& problem, const Inputs<T>& inputs, const Gradients<T>& gradients, int64_t first,    \
                 int64_t last);                                                                                    \
+  /* The same in two parts, for more threads than B*M: of locations and weights, rows [first, last) of the B*M*Q, */ \
+  /* and of value, in bands that do not overlap. */                                                               \
+  void backward_samples(const Problem& problem, const Inputs<T>& inputs, const Gradients<T>& gradients,           \
+                        int64_t first, int64_t last);                                                             \
+  void backward_value(const Problem& problem, const Inputs<T>& inputs, const Gradients<T>& gradients,             \
+                      const Band* first, const Band* last);                                                       \
   }
 D3Q_DECLARE(baseline, float)
 D3Q_DECLARE(baseline, double)

@@ -1,6 +1,9 @@
 """The C++ kernels themselves: both variants, any number of threads, and what keeps them inside their tensors."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,17 +45,32 @@ def test_both_variants_agree_with_the_definition(name: str, dtype: torch.dtype, 
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("name", ["five maps", "width 16", "width 11"])
+@pytest.mark.parametrize("name", ["odd", "five maps", "thin maps", "width 16", "width 11", "width 64"])
 def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     maps = SHAPES[name][-1]
     inputs = make_inputs(name, dtype=torch.float32, spread=0.6)
     results = []
-    for threads in (1, 2, 3, 2):
+    for threads in (1, 2, 3, 2, 40):  # the last are more than twice the heads of all images: two passes
         torch.set_num_threads(threads)
         with forced_backend("cpp"):
             results.append(with_gradients(ms_deform_attn, maps, inputs))
     for other in results[1:]:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(other, results[0], strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc/self/task to count threads in")
+def test_the_backward_pass_of_one_head_uses_more_threads() -> None:
+    """Threads are started by the first call that shares its work."""
+    code = (
+        "import os, torch, ops; torch.set_num_threads(4)\n"
+        "value, locations = torch.ones(1, 6, 1, 8), torch.ones(1, 300, 1, 1, 1, 2)\n"
+        "weights = torch.ones(1, 300, 1, 1, 1)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "torch.ops.d3q.ms_deform_attn_cpu_backward(torch.ones(1, 300, 8), value, [2, 3], locations, weights)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) == 3
 
 
 def test_cells_outside_are_not_read() -> None:

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.skipif(not runtimes(), reason="no g++ with AddressSanit
 
 def copy_project(folder: Path) -> None:
     shutil.copytree(ROOT / "ops", folder / "ops", ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    shutil.copy(ROOT / "console.py", folder)
     for name in ("test_fuzz.py", "operator_cases.py"):
         shutil.copy(ROOT / "tests" / "ops" / name, folder)
 
