@@ -213,6 +213,12 @@ def gather_rows(rows: Tensor, processes: Processes) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).cpu()
 
 
+def gather_lines(line: str, processes: Processes) -> list[str]:
+    """The line of each process, in the order of the ranks, on every process; "\\n" is not in it."""
+    content = torch.frombuffer(bytearray(f"{line}\n".encode()), dtype=torch.uint8)
+    return bytes(gather_rows(content, processes).tolist()).decode().splitlines()
+
+
 def any_process(here: bool, processes: Processes) -> bool:
     """Whether it is so in any process; all of them ask."""
     return bool(gather_rows(torch.tensor([here], dtype=torch.int64), processes).any())

@@ -65,7 +65,8 @@ def estimate_step(build: Callable[[], DINO | DeformableDETR], criterion: Criteri
     The operators are those of a CPU, also where the step will run on a GPU, but for those that keep other things there.
     The sets that are matched are assumed as large as they can be.
     """
-    backend = choose_backend(shapes.device_type)
+    on_gpu = shapes.device_type == "cuda" and torch.cuda.is_available()
+    backend = choose_backend(shapes.device_type, torch.cuda.current_device() if on_gpu else None)
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
     operators = _GpuOperators() if shapes.device_type == "cuda" else nullcontext()
     with forced_backend(backend if backend in FORMS else "auto"), shapes_only, operators, _LiveTensors() as tensors:

@@ -3,50 +3,82 @@
 import os
 import re
 import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from ops.cuda_architectures import NoArchitectureError, architectures
+
 DTYPES = ("kFloat", "kHalf", "kBFloat16")
-# The code for 8.0 runs on all 8.x; PTX of the newest serves devices that are newer still.
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
-OLDEST_ARCHITECTURE = 80
 FLAGS = ("-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 # With NVIDIA's runtime inside and its symbols hidden, the library loads where there is no CUDA, and beside torch's own.
 LINK_FLAGS = ("-cudart=static", "-shared", "-Xlinker=--exclude-libs,ALL")
+USUAL_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-*", "/opt/cuda")
 
 
 class NoCudaError(Exception):
     """Why the library is built without the CUDA kernels."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the kernels are compiled with, and for.
+
+    toolkit         version of the CUDA toolkit: "13.0"
+    architectures   sorted, as in file names: ("80", "90+PTX")
+    remarks         on what of TORCH_CUDA_ARCH_LIST is not followed
+    """
+
+    nvcc: str
+    toolkit: str
+    architectures: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+
 def is_turned_off() -> bool:
     return os.environ.get("D3Q_OPS_CUDA") == "0"
 
 
+def make_plan() -> Plan:
+    """Raises NoCudaError."""
+    nvcc = find_nvcc()
+    known = frozenset(map(int, re.findall(r"compute_(\d+)", _output_of(nvcc, "--list-gpu-arch"))))
+    version = re.search(r"release (\d+\.\d+)", _output_of(nvcc, "--version"))
+    try:
+        names, remarks = architectures(known)
+    except NoArchitectureError as error:
+        raise NoCudaError(str(error)) from None
+    return Plan(nvcc, version[1] if version else "unknown", names, tuple(remarks))
+
+
 def find_nvcc() -> str:
-    """The compiler of CUDA_HOME, or the first in PATH. Raises NoCudaError."""
+    """The compiler of CUDA_HOME, of CUDA_PATH, the first in PATH, or that of the usual folders.
+
+    Raises NoCudaError.
+    """
     if is_turned_off():
         raise NoCudaError("D3Q_OPS_CUDA=0")
-    home = os.environ.get("CUDA_HOME")
-    path = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
-    path = path or shutil.which("nvcc")
-    if path is None:
-        raise NoCudaError("no nvcc in PATH or CUDA_HOME")
-    return path
+    homes = [Path(home) for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    for place in (*(str(home / "bin") for home in homes), None, *(str(home / "bin") for home in _usual_folders())):
+        if path := shutil.which("nvcc", path=place):  # None: PATH
+            return path
+    raise NoCudaError(f"no nvcc in CUDA_HOME, CUDA_PATH, PATH or {', '.join(USUAL_FOLDERS)}")
 
 
-def architectures() -> tuple[str, ...]:
-    """Those of TORCH_CUDA_ARCH_LIST, sorted: ("80", "90+PTX"). Raises NoCudaError."""
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
-    found = set()
-    for name in re.split(r"[;,\s]+", wanted.strip()):
-        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
-        if match is None:
-            raise NoCudaError(f"TORCH_CUDA_ARCH_LIST: {name!r} is no number like 8.0 or 9.0+PTX")
-        major, minor, variant, ptx = match.groups(default="")
-        if int(major + minor) < OLDEST_ARCHITECTURE:
-            raise NoCudaError(f"TORCH_CUDA_ARCH_LIST: {name} is older than 8.0, for which there are no kernels")
-        found.add(major + minor + variant + ptx)
-    return tuple(sorted(found, key=lambda name: (int(re.sub(r"\D", "", name)), name)))
+def _usual_folders() -> Iterator[Path]:
+    """Of several versions, the newest first."""
+    for pattern in map(Path, USUAL_FOLDERS):
+        found = pattern.parent.glob(pattern.name)
+        yield from sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)], reverse=True)
+
+
+def _output_of(nvcc: str, option: str) -> str:
+    """Nothing where it cannot tell."""
+    try:
+        return subprocess.run([nvcc, option], capture_output=True, text=True, errors="replace").stdout
+    except OSError:
+        return ""
 
 
 def compile_commands(nvcc: list[str], names: tuple[str, ...], sources: Path, work: Path) -> dict[str, list[str]]:

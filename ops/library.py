@@ -1,15 +1,18 @@
 """Where the compiled library is, and whether it is loaded. Nothing here compiles or writes.
 
-Its file name holds a hash of all that it was made of: a build of other sources, another torch or other flags is never
-loaded.
+Its file name tells what it was made with and holds a hash of all that it was made of: a build of other sources,
+another torch or other flags is never loaded.
 """
 
 import glob
 import hashlib
 import os
 import platform
+import re
+import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,8 +31,23 @@ FLAGS = (
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )
 AVX2_FLAGS = ("-mavx2", "-mfma")
-CUDA_MARK = "_cuda_"
 _loaded: Path | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a library was built with, as its file name tells.
+
+    torch           its version; empty for libraries of before it stood there
+    architectures   of the CUDA kernels: ("80", "90+PTX"); none without such kernels
+    toolkit         version of the CUDA toolkit that compiled those
+    has_cpu         whether it has the CPU kernels
+    """
+
+    torch: str
+    architectures: tuple[str, ...] = ()
+    toolkit: str = ""
+    has_cpu: bool = True
 
 
 def has_avx2_variant() -> bool:
@@ -39,7 +57,8 @@ def has_avx2_variant() -> bool:
 
 def source_hash() -> str:
     """Changes with every source file, the flags, the version of torch and the kind of machine."""
-    made_of = (torch.__version__, platform.system(), platform.machine(), *FLAGS, *AVX2_FLAGS, *cuda_build.FLAGS)
+    flags = (*FLAGS, *AVX2_FLAGS, *cuda_build.FLAGS, *cuda_build.LINK_FLAGS)
+    made_of = (torch.__version__, platform.system(), platform.machine(), *flags)
     digest = hashlib.sha256("\n".join(made_of).encode())
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
@@ -57,27 +76,39 @@ def library_folders() -> list[Path]:
     return folders
 
 
-def library_name(architectures: Sequence[str] = ()) -> str:
-    """Of the library with CUDA kernels for these architectures, or without any."""
-    return f"ms_deform_attn_{source_hash()}{CUDA_MARK if architectures else ''}{'_'.join(architectures)}.so"
+def library_name(architectures: Sequence[str] = (), toolkit: str = "", *, has_cpu: bool = True) -> str:
+    """Of the library with CUDA kernels for these architectures, or without any, and with CPU kernels or not."""
+    cuda = f"_cuda{toolkit}_{'_'.join(architectures)}" if architectures else ""
+    return f"{_common_name()}{'' if has_cpu else '_nocpu'}{cuda}.so"
 
 
-def architectures_of(library: Path) -> list[str]:
-    """Those for which a built library has CUDA kernels."""
-    return library.stem.partition(CUDA_MARK)[2].split("_") if CUDA_MARK in library.stem else []
+def _common_name() -> str:
+    return f"ms_deform_attn_torch{torch.__version__}_{source_hash()}"
 
 
-def built_library(name: str | None = None) -> Path | None:
-    """The library that fits these sources and this torch, if it was built; of several, the last one built.
+def contents_of(library: Path) -> Contents:
+    """Of a file in library_folders(), whichever torch and sources it was built with."""
+    pattern = r"ms_deform_attn_(?:torch(.+?)_)?[0-9a-f]{16}(_nocpu)?(?:_cuda([^_]*)_(.+))?"
+    match = re.fullmatch(pattern, library.stem)
+    version, without_cpu, toolkit, architectures = match.groups(default="") if match else ("",) * 4
+    return Contents(version, tuple(architectures.split("_")) if architectures else (), toolkit, not without_cpu)
+
+
+def fitting_libraries(name: str | None = None) -> list[Path]:
+    """Those that fit these sources and this torch, the last one built first.
 
     name   of the library wanted, if not just any
     """
-    pattern = glob.escape(name) if name else f"ms_deform_attn_{source_hash()}*.so"
-    candidates = [path for folder in library_folders() for path in folder.glob(pattern) if path.is_file()]
-    return max(candidates, key=lambda path: path.stat().st_mtime, default=None)
+    return _libraries(glob.escape(name or _common_name()) + ("" if name else "*.so"))
+
+
+def _libraries(pattern: str) -> list[Path]:
+    paths = [path for folder in library_folders() for path in folder.glob(pattern) if path.is_file()]
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def is_loaded() -> bool:
+    """Whether the CPU kernels are there."""
     return hasattr(torch.ops.d3q, "ms_deform_attn_cpu")
 
 
@@ -85,18 +116,40 @@ def loaded_library() -> Path | None:
     return _loaded
 
 
+def why_missing() -> str:
+    """Why no library is loaded, and what to do: for people."""
+    others = [path for path in _libraries("ms_deform_attn_*.so") if path not in fitting_libraries()]
+    if not others:
+        return "the library is not built for this code and torch; run python -m ops.build"
+    version = contents_of(others[0]).torch
+    if version == torch.__version__:
+        made = "from other sources"
+    else:
+        made = f"with torch {version}, this is {torch.__version__}" if version else "by an earlier version of this code"
+    return f"{others[0]} was built {made}, and is not taken; run python -m ops.build"
+
+
 def load_built_library() -> None:
-    """Makes the compiled kernels known to torch. A library that cannot be loaded is a warning: torch can do without."""
+    """Makes the compiled kernels known to torch. A library that cannot be loaded is a warning: torch can do without.
+
+    So is one that does not fit, where no other is there.
+    """
     global _loaded
-    path = built_library()
-    if path is None or is_loaded():
+    if _loaded is not None or is_loaded():
         return
-    try:
-        torch.ops.load_library(path)
-        _loaded = path
-    except (OSError, RuntimeError) as error:
-        warnings.warn(
-            f"{path} cannot be loaded, deformable attention runs in pure PyTorch; delete the file and run "
-            f"`python -m ops.build` ({error})",
-            stacklevel=2,
-        )
+    fitting = fitting_libraries()
+    for path in fitting:
+        try:
+            torch.ops.load_library(path)
+        except (OSError, RuntimeError) as error:
+            warnings.warn(
+                f"{path} cannot be loaded, deformable attention runs in pure PyTorch; delete the file and run "
+                f"`python -m ops.build` ({error})",
+                stacklevel=2,
+            )
+        else:
+            _loaded = path
+            return
+    is_building = "ops.build" in sys.orig_argv
+    if not fitting and not is_building and _libraries("ms_deform_attn_*.so"):
+        warnings.warn(f"deformable attention runs in pure PyTorch: {why_missing()}", stacklevel=2)

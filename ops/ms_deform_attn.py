@@ -4,8 +4,9 @@
 |-----------------|-------------------------------------------------------|-------------------------------------------|
 | `cpp`           | compiled kernels (`ops/csrc/`, `python -m ops.build`) | on CPUs, where they are built             |
 | `embedding_bag` | pure PyTorch                                          | on CPUs without them                      |
-| `cuda`          | compiled kernels (`ops/cuda_kernels.py`)              | on GPUs, where they are built, in float32 |
-|                 |                                                       | and half precision, for the usual widths  |
+| `cuda`          | compiled kernels (`ops/cuda_kernels.py`)              | on GPUs, where they are built and run, in |
+|                 |                                                       | float32 and half precision, for the usual |
+|                 |                                                       | widths                                    |
 | `grid_sample`   | pure PyTorch, the definition (`ops/reference.py`)     | on GPUs otherwise                         |
 | `gather`        | pure PyTorch, with second derivatives, much memory    | never                                     |
 
@@ -19,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from ops import cuda_kernels
+from ops import cuda_kernels, devices
 from ops.checks import HALF, check_arguments, check_output_gradient
 from ops.embedding_bag import ms_deform_attn_embedding_bag, ms_deform_attn_gather, ms_deform_attn_gradients
-from ops.library import is_loaded
+from ops.library import is_loaded, loaded_library, why_missing
 from ops.reference import ms_deform_attn_reference
 
 Form = Callable[[Tensor, Sequence[tuple[int, int]], Tensor, Tensor], Tensor]
@@ -65,7 +67,9 @@ def ms_deform_attn(
     if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         sampling_locations, attention_weights = _exact_places(value, sampling_locations, attention_weights)
     check_arguments(value, flat_shapes, sampling_locations, attention_weights)
-    backend = choose_backend(device_type)
+    # A program that is compiled, and tensors without memory, ask the device only when they run.
+    known = not torch.compiler.is_compiling() and not isinstance(value, FakeTensor)
+    backend = choose_backend(device_type, value.device.index if known else None)
     if backend == "cuda" and (reason := cuda_kernels.unsupported_kind(value, flat_shapes)):
         backend = _without_cuda_kernels(reason)
     if backend not in FORMS or _adds_in_any_order(backend, device_type):
@@ -74,25 +78,43 @@ def ms_deform_attn(
     return _run_form(FORMS[backend], value, flat_shapes, sampling_locations, attention_weights)
 
 
-def choose_backend(device_type: str) -> str:
-    """The backend for a kind of device: the forced one, or the fastest that is there."""
+def choose_backend(device_type: str, index: int | None = None) -> str:
+    """The backend for a device: the forced one, or the fastest that runs there.
+
+    index   of a GPU, which is then tried, once; without it: what a GPU would get on which the kernels run
+    Raises ValueError where the forced one does not run there.
+    """
     if FORCED_BACKEND == "auto":
         if device_type == "cuda":
-            return "cuda" if cuda_kernels.are_loaded() else "grid_sample"
+            return _kernels_on(index) if cuda_kernels.are_loaded() else "grid_sample"
         return "cpp" if device_type == "cpu" and is_loaded() else "embedding_bag"
     if FORCED_BACKEND not in BACKENDS:
         raise ValueError(f"D3Q_OPS_BACKEND: unknown backend {FORCED_BACKEND!r}; choose auto, {', '.join(BACKENDS)}")
     if FORCED_BACKEND == "cpp" and not is_loaded():
-        raise ValueError(
-            "D3Q_OPS_BACKEND=cpp: the library is not built for this code and torch; run python -m ops.build"
-        )
+        why = why_missing() if loaded_library() is None else "the library has no CPU kernels; run python -m ops.build"
+        raise ValueError(f"D3Q_OPS_BACKEND=cpp: {why}")
     if FORCED_BACKEND == "cpp" and device_type != "cpu":
         raise ValueError(f"D3Q_OPS_BACKEND=cpp runs on the CPU, the tensors are on {device_type}; choose grid_sample")
     if FORCED_BACKEND == "cuda" and not cuda_kernels.are_loaded():
         raise ValueError("D3Q_OPS_BACKEND=cuda: the library has no CUDA kernels; run python -m ops.build with an nvcc")
     if FORCED_BACKEND == "cuda" and device_type != "cuda":
         raise ValueError(f"D3Q_OPS_BACKEND=cuda runs on GPUs, the tensors are on {device_type}; choose auto")
-    return FORCED_BACKEND
+    return _kernels_on(index) if FORCED_BACKEND == "cuda" else FORCED_BACKEND
+
+
+def is_forced() -> bool:
+    """Whether the backend is a choice of somebody's."""
+    return FORCED_BACKEND != "auto"
+
+
+def _kernels_on(index: int | None) -> str:
+    """The CUDA kernels, or what runs on a GPU on which they do not."""
+    fault = devices.fault_on(index) if index is not None else None
+    if fault is None:
+        return "cuda"
+    instead = _without_cuda_kernels(str(fault))
+    devices.warn_once(index or 0, fault, instead)
+    return instead
 
 
 def _adds_in_any_order(backend: str, device_type: str) -> bool:
@@ -109,7 +131,7 @@ def _without_cuda_kernels(reason: str) -> str:
 
 def _backend_of_call(value: Tensor, spatial_shapes: Sequence[int]) -> str:
     """The backend inside the operator, where sizes are numbers even if a compiled program calls it."""
-    backend = choose_backend(value.device.type)
+    backend = choose_backend(value.device.type, value.device.index)
     if backend == "cuda":
         reason = cuda_kernels.unsupported_kind(value, spatial_shapes) or cuda_kernels.unsupported_call(value)
         return _without_cuda_kernels(reason) if reason else backend

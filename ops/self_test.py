@@ -1,11 +1,14 @@
 """Every backend that can run here against the definition, in value and gradient."""
 
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ops import cuda_kernels
+from ops import cuda_kernels, devices
 from ops.library import is_loaded
 from ops.ms_deform_attn import FORMS, forced_backend, ms_deform_attn
 from ops.reference import ms_deform_attn_reference
@@ -17,31 +20,67 @@ TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.float16: 2e-3, to
 
 @dataclass(frozen=True)
 class Result:
+    """Errors as shares of the largest number compared; NaN where the backend did not run, with the reason."""
+
     backend: str
     dtype: torch.dtype
     value_error: float
     gradient_error: float
+    device: str = "cpu"
+    not_run: str = ""
+    is_known: bool = False
+    """Of what did not run: the reason is one of the device or its memory, and not of the kernels"""
 
     @property
     def passed(self) -> bool:
-        return max(self.value_error, self.gradient_error) <= TOLERANCES[self.dtype]
+        return not self.not_run and max(self.value_error, self.gradient_error) <= TOLERANCES[self.dtype]
+
+    @property
+    def wrong(self) -> bool:
+        """It ran, and its numbers are not those of the definition."""
+        return not self.not_run and not self.passed
+
+    def __str__(self) -> str:
+        start = f"{self.backend:14} {str(self.dtype).removeprefix('torch.'):9}"
+        if self.not_run:
+            return f"{start} on {self.device} {'not run' if self.is_known else 'FAILED'}: {self.not_run}"
+        verdict = "ok" if self.passed else "FAILED"
+        return f"{start} {self.value_error:12.1e} {self.gradient_error:15.1e} {self.device:>8}  {verdict}"
+
+
+HEADING = f"{'backend':14} {'dtype':9} {'value error':>12} {'gradient error':>15} {'device':>8}"
 
 
 def self_test() -> list[Result]:
-    """A line per backend and dtype; errors as shares of the largest number compared.
-
-    All on the CPU but the CUDA kernels, which are left out where there is no GPU.
-    """
+    """A line per backend and dtype: all on the CPU, and the CUDA kernels on every GPU that is there."""
     cpu = torch.device("cpu")
     backends = [*(["cpp"] if is_loaded() else []), *FORMS]
-    results = [_compare(backend, dtype, cpu) for backend in backends for dtype in TOLERANCES]
-    return results + (cuda_self_test() if cuda_kernels.are_loaded() and torch.cuda.is_available() else [])
+    return [_compare(backend, dtype, cpu) for backend in backends for dtype in TOLERANCES] + cuda_self_test()
 
 
 def cuda_self_test() -> list[Result]:
-    """The lines of the CUDA kernels."""
-    gpu = torch.device("cuda")
-    return [_compare("cuda", dtype, gpu) for dtype in TOLERANCES if dtype != torch.float64]
+    """The lines of the CUDA kernels, device after device; none without kernels or GPUs."""
+    count = torch.cuda.device_count() if cuda_kernels.are_loaded() else 0
+    return [result for index in range(count) for result in _results_of_gpu(index)]
+
+
+def _results_of_gpu(index: int) -> Iterator[Result]:
+    """One per dtype; a device on which the kernels do not run gets one line."""
+    fault = devices.fault_on(index)
+    if fault is not None:
+        error, known = (math.inf, True) if fault.wrong_numbers else (math.nan, fault.is_known)
+        words = "" if fault.wrong_numbers else str(fault)
+        yield Result("cuda", torch.float32, error, error, f"cuda:{index}", words, known)
+        return
+    for dtype in TOLERANCES:
+        if dtype == torch.float64:
+            continue
+        try:
+            yield _compare("cuda", dtype, torch.device("cuda", index))
+        except RuntimeError as error:
+            known = re.search(devices.NO_VERDICT, str(error), re.IGNORECASE) is not None
+            words = devices.first_line(str(error))
+            yield Result("cuda", dtype, math.nan, math.nan, f"cuda:{index}", words, known)
 
 
 def _compare(backend: str, dtype: torch.dtype, device: torch.device) -> Result:
@@ -62,8 +101,11 @@ def _compare(backend: str, dtype: torch.dtype, device: torch.device) -> Result:
     output = ms_deform_attn_reference(inputs[0], SHAPES, *inputs[1:])
     expected = [output.detach(), *torch.autograd.grad(output, inputs, output_gradient.double())]
     errors = [_relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
-    return Result(backend, dtype, errors[0], max(errors[1:]))
+    name = "cpu" if device.type == "cpu" else str(device)
+    return Result(backend, dtype, errors[0], max(errors[1:]), name)
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found.detach().double() - expected).abs().max() / expected.abs().max())
+    """Infinite where something is not a number: NaN would be the smaller of two errors."""
+    error = float((found.detach().double() - expected).abs().max() / expected.abs().max())
+    return math.inf if math.isnan(error) else error

@@ -25,6 +25,7 @@ from engine.distributed import (
     Processes,
     StartError,
     any_process,
+    gather_lines,
     processes_that_differ,
     start_processes,
 )
@@ -142,6 +143,7 @@ def agreement(rank: int, port: int, experiment: str, folder: str) -> None:
     processes = start_processes("cpu", start_timeout=60, hang_timeout=60)
     answers = [processes_that_differ("a", processes), processes_that_differ(f"b{rank}", processes)]
     answers += [any_process(rank == 1, processes), any_process(False, processes)]
+    answers += [gather_lines("ä" * rank + "x", processes)]
     answers += [processes.rank_here, processes.hosts]
     Path(folder, str(rank)).write_text(repr([*answers, *failed_download(experiment, processes)]))
 
@@ -166,7 +168,7 @@ def test_processes_agree_on_what_they_have_and_on_what_fails(experiment: Path, t
     torch.multiprocessing.spawn(agreement, args=(free_port(), str(experiment), str(tmp_path)), nprocs=2)
     ends = [["download", "cannot fetch"], ["another process has no weights for the backbone; see its message"]]
     for rank, end in enumerate(ends):
-        assert (tmp_path / str(rank)).read_text() == repr([[], [1], True, False, rank, (HOST, HOST), *end])
+        assert (tmp_path / str(rank)).read_text() == repr([[], [1], True, False, ["x", "äx"], rank, (HOST, HOST), *end])
 
 
 def test_other_configs_are_refused_and_named(experiment: Path, tmp_path: Path) -> None:

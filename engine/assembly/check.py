@@ -13,7 +13,7 @@ from datasets.findings import Findings
 from datasets.statistics import describe_scaled
 from datasets.structures import Batch, DataError
 from engine.assembly.exit_codes import UsageError, expected_errors
-from engine.assembly.start import compare_data, load_initial_weights, refuse_used, resolve_initial_density
+from engine.assembly.start import attention_on, compare_data, load_initial_weights, refuse_used, resolve_initial_density
 from engine.checkpoint import CheckpointError, load_weights
 from engine.distributed import Processes
 from engine.optim import build_optimizer
@@ -22,6 +22,7 @@ from engine.run_folder import Resumption, RunFolderError, lacking_space
 from engine.trainer import checkpoint_bytes
 from engine.wording import counted
 from models.build import build_criterion, build_detector
+from ops.report import devices_here
 
 Start = Resumption | CheckpointError | None
 """What --resume gave: a checkpoint, what is wrong with it, or nothing"""
@@ -46,6 +47,8 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
     detector = build_detector(config)
     with preflight.part("weights") as part:
         part.say(_load_weights(config, start, detector, processes))
+    with preflight.part("deformable attention") as part:
+        part.say("\n".join(map(str, attention_on(devices_here(processes.device)))))
     with preflight.part("one training step") as part:
         batch = None if training_set is None else _densest_batch(config, training_set, skip=preflight.failed)
         if training_set is None or batch is None:

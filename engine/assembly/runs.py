@@ -17,6 +17,7 @@ from engine.acceleration import accelerate
 from engine.assembly.exit_codes import expected_errors
 from engine.assembly.start import (
     announce_memory,
+    attention_lines,
     begin,
     check_same_data,
     compare_data,
@@ -121,6 +122,8 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         left_out = training_set.dropped | training_set.skipped
         data_line = "\n".join([str(training_set.statistics()), *training_set.remarks()])
         announce(logger, config, detector=detector, processes=processes, origin=origin, data=data_line)
+        for line in attention_lines(processes):
+            logger.say(line)
         for warning in remarks.messages("warning"):
             logger.say(f"warning: {warning}")
         if processes.is_main:
@@ -137,6 +140,8 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, proc
     folder = path.parent / f"evaluation_{path.stem}"
     with RunLogger(folder, is_main=processes.is_main) as logger:
         logger.say(f"{path}: epoch {checkpoint.epoch}, step {checkpoint.step}")
+        for line in attention_lines(processes):
+            logger.say(line)
         evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.step)
         logger.say(f"done: {folder} holds the report and the gallery")
 

@@ -1,5 +1,7 @@
 """What a run starts from: an earlier run, its data, its weights, room in memory."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from datasets.same_files import Digests
 from datasets.structures import DataError
 from engine.assembly.exit_codes import UsageError
 from engine.checkpoint import CheckpointError, load_checkpoint, load_weights
-from engine.distributed import Processes, any_process, gather_rows, processes_that_differ
+from engine.distributed import Processes, any_process, gather_lines, gather_rows, processes_that_differ
 from engine.logger import RunLogger
 from engine.memory import FIRST_USE, describe_room
 from engine.run_folder import Resumption
@@ -24,6 +26,7 @@ from engine.train import AUTOCAST_TYPES
 from engine.trainer import Trainer
 from models.backbone_weights import WeightsError, load_backbone_weights
 from models.build import build_detector, estimate_training_step
+from ops.report import Choice, describe_backend, together
 
 
 def refuse_used(folder: Path) -> None:
@@ -150,6 +153,26 @@ def begin(trainer: Trainer, start: Resumption | None) -> None:
     if start.warning is not None:
         trainer.logger.say(start.warning)
     trainer.restore(start.checkpoint)
+
+
+def attention_on(devices: Sequence[torch.device]) -> list[Choice]:
+    """What computes deformable attention there. Raises UsageError where D3Q_OPS_BACKEND cannot run on one of them."""
+    try:
+        return together(map(describe_backend, devices))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def attention_lines(processes: Processes) -> list[str]:
+    """What computes it on the devices of all processes, which all ask. Raises UsageError in all of them alike."""
+    try:
+        ours = json.dumps(attention_on([processes.device])[0])
+    except UsageError as error:
+        ours = json.dumps(str(error))
+    every = [json.loads(line) for line in gather_lines(ours, processes)]
+    if problem := next((each for each in every if isinstance(each, str)), None):
+        raise UsageError(problem)
+    return [f"deformable attention: {choice}" for choice in together(Choice(*each) for each in every)]
 
 
 def announce_memory(config: Config, training_set: CocoDetection, processes: Processes, logger: RunLogger) -> None:

@@ -48,7 +48,10 @@ const char* start(const Problem& problem, const Tensors& tensors, int device, vo
   using T = typename ElementOf<dtype>::type;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   // The library brings its own CUDA runtime, which must learn of the device that torch chose.
-  if (const auto error = cudaSetDevice(device); error != cudaSuccess) return cudaGetErrorString(error);
+  if (const auto error = cudaSetDevice(device); error != cudaSuccess) {
+    cudaGetLastError();  // or the next launch would report it
+    return cudaGetErrorString(error);
+  }
   switch (problem.dim) {
     case 8: launch<T, 8>(problem, tensors, stream); break;
     case 16: launch<T, 16>(problem, tensors, stream); break;

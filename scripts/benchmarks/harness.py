@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ops.ms_deform_attn import choose_backend
+from ops.report import describe_backend
 
 Cell = str | int | float | None
 
@@ -161,7 +161,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "deformable attention": choose_backend("cuda" if torch.cuda.is_available() else "cpu"),
+        "deformable attention": describe_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu")).backend,
         "yardstick_milliseconds": round(yardstick_milliseconds(), 2),
     }
 

@@ -31,7 +31,7 @@ import torch
 
 sys.path.insert(0, sys.argv[2])
 from emulated_kernels import Case, error
-from ops import cuda_kernels, reference
+from ops import cuda_kernels, devices, reference
 torch.ops.load_library(sys.argv[1])
 assert cuda_kernels.are_loaded()
 
@@ -112,9 +112,7 @@ refused("have the dtype of value", gradient=case.output_gradient.half())
 many = Case(shapes=[(1, 1)] * 17, dim=8)
 refused("at most 16 levels", value=many.value, shapes=[1] * 34, locations=many.locations, weights=many.weights)
 
-torch.cuda.get_device_capability = lambda device: (7, 5)
-assert "need compute capability 8.0, cpu has 7.5" in cuda_kernels.unsupported_call(case.value)
-torch.cuda.get_device_capability = lambda device: (8, 0)
+assert devices.numbers_are_right(torch.device("cpu"))
 assert cuda_kernels.unsupported_call(case.value) is None
 assert "70000 images" in cuda_kernels.unsupported_call(torch.empty(70000, 1, 1, 8))
 assert operator.choose_backend("cuda") == "cuda" and operator.choose_backend("cpu") == "embedding_bag"
@@ -127,7 +125,7 @@ with operator.forced_backend("cuda"):
         raise AssertionError("the CUDA kernels ran on a CPU")
 
 # From here on the operator takes CPU tensors for those of a GPU.
-choose_backend, operator.choose_backend = operator.choose_backend, lambda device_type: choose_backend("cuda")
+choose_backend, operator.choose_backend = operator.choose_backend, lambda *device: choose_backend("cuda")
 cuda_kernels.unsupported_call = lambda value: None
 calls = []
 forward, backward = cuda_kernels.forward, cuda_kernels.backward
@@ -197,3 +195,43 @@ def test_the_binding_with_emulated_kernels(tmp_path: Path) -> None:
     environment = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.stdout.strip() == "done", run.stderr
+
+
+# A runtime whose first choice of a device fails, and leaves its error for the next cudaGetLastError.
+TWO_CALLS = """
+#include "cuda_emulator.h"
+
+#include <cstdio>
+#include <utility>
+
+cudaError_t error_left = cudaSuccess;
+int devices_chosen = 0;
+cudaError_t set_device(int) {
+  if (devices_chosen++) return cudaSuccess;
+  return error_left = cudaError_t(101);
+}
+cudaError_t get_last_error() { return std::exchange(error_left, cudaSuccess); }
+#define cudaSetDevice set_device
+#define cudaGetLastError get_last_error
+#include "cuda_launch.cuh"
+
+int main() {
+  using namespace d3q::cuda;
+  const int64_t shapes[] = {1, 1}, strides[] = {8, 8, 8};
+  alignas(16) float value[8] = {7}, locations[4] = {.5f, .5f}, weights[4] = {1}, output[8] = {};
+  const Problem problem = make_problem(Dtype::kFloat, 8, 1, 1, 1, 1, 1, shapes, strides);
+  const ForwardTensors tensors{value, locations, weights, output};
+  const bool first = start<Dtype::kFloat>(problem, tensors, 0, nullptr);
+  const bool second = start<Dtype::kFloat>(problem, tensors, 0, nullptr);
+  std::printf("%s, %s, %g", first ? "error" : "none", second ? "error" : "none", output[0]);
+}
+"""
+
+
+@pytest.mark.skipif(without_compiler() is not None, reason=str(without_compiler()))
+def test_a_device_that_cannot_be_chosen_leaves_no_error_behind(tmp_path: Path) -> None:
+    (tmp_path / "two_calls.cpp").write_text(TWO_CALLS)
+    command = ["g++", "-std=c++20", "-DD3Q_CUDA_EMULATOR", f"-I{SOURCES}", f"-I{EMULATOR}"]
+    subprocess.run([*command, str(tmp_path / "two_calls.cpp"), "-o", str(tmp_path / "two_calls")], check=True)
+    run = subprocess.run([str(tmp_path / "two_calls")], capture_output=True, text=True)
+    assert run.stdout == "error, none, 7", run.stderr

@@ -1,5 +1,7 @@
 """Building the C++ kernels: where it writes, what it refuses to load, and what it says where it cannot."""
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -9,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops import build, library
+from ops import build, compile, library
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, build.COMPILERS)), reason=f"no C++ compiler: none of {', '.join(build.COMPILERS)} in PATH"
+    not any(map(shutil.which, compile.COMPILERS)),
+    reason=f"no C++ compiler: none of {', '.join(compile.COMPILERS)} in PATH",
 )
 
 
@@ -22,8 +25,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Sources to change and folders to build in; what is built is not loaded into this process."""
     shutil.copytree(library.SOURCES, tmp_path / "csrc")
     folders = [tmp_path / "beside", tmp_path / "cache"]
-    for module in (library, build):
+    for module in (library, compile):
         monkeypatch.setattr(module, "SOURCES", tmp_path / "csrc")
+    for module in (library, build):
         monkeypatch.setattr(module, "library_folders", lambda: folders)
     monkeypatch.setattr(build, "load_built_library", lambda: None)
     monkeypatch.delenv("CXX", raising=False)
@@ -46,6 +50,7 @@ def start(code: list[str], folder: Path, **environment: str) -> subprocess.Popen
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "ops", tmp_path / "ops", ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    shutil.copy(ROOT / "console.py", tmp_path)
     return tmp_path
 
 
@@ -66,10 +71,10 @@ def test_the_name_follows_sources_torch_and_flags(folders: list[Path], monkeypat
 def test_a_build_of_other_sources_is_not_found(folders: list[Path]) -> None:
     folders[0].mkdir()
     (folders[0] / library.library_name()).touch()
-    assert library.built_library() == folders[0] / library.library_name()
+    assert library.fitting_libraries() == [folders[0] / library.library_name()]
     header = library.SOURCES / "cpu_kernels.h"
     header.write_text(header.read_text() + "\n")
-    assert library.built_library() is None
+    assert library.fitting_libraries() == []
 
 
 def test_no_compiler_is_no_failure(
@@ -108,7 +113,7 @@ def test_sources_that_do_not_compile_are_a_failure(folders: list[Path], capsys: 
     printed = capsys.readouterr().err
     assert "cannot be compiled" in printed
     assert "cpu_kernels.cpp:1" in printed
-    assert library.built_library() is None
+    assert library.fitting_libraries() == []
     assert [path.name for path in folders[0].iterdir()] == ["build.lock"]
 
 
@@ -117,12 +122,42 @@ def test_a_read_only_folder_sends_the_build_to_the_cache(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders[0].write_text("a file, so that no folder can be here: root may write to read-only ones")
-    monkeypatch.setenv("CXX", next(filter(None, map(shutil.which, build.COMPILERS))))
+    monkeypatch.setenv("CXX", next(filter(None, map(shutil.which, compile.COMPILERS))))
     assert build.main([]) == 0
-    assert library.built_library() == folders[1] / library.library_name()
+    assert library.fitting_libraries() == [folders[1] / library.library_name()]
     assert "ops: built in" in capsys.readouterr().out
     assert build.main([]) == 0
     assert "ops: already built" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks(
+    code: int, folders: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(build, "find_compiler", lambda: ["c++"])
+    monkeypatch.setattr(build, "compile_library", lambda compiler, include, work, plan: made_in(work))
+    assert build.main([]) == 0
+    assert library.fitting_libraries() == [folders[0] / library.library_name()]
+    assert f"{folders[0]} is on a file system without locks: built without one" in capsys.readouterr().out
+
+
+def test_another_error_of_a_lock_is_one(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(build, "find_compiler", lambda: ["c++"])
+    with pytest.raises(OSError, match="Input/output error"):
+        build.build()
+
+
+def made_in(folder: Path) -> compile.Made:
+    (folder / "library.so").touch()
+    return compile.Made(folder / "library.so")
 
 
 def test_no_folder_to_write_to_is_no_failure(
@@ -142,7 +177,7 @@ def test_two_builders_at_once(copy: Path) -> None:
     assert [builder.returncode for builder in builders] == [0, 0], outputs
     said = sorted(output.split()[1] for output, _ in outputs)
     assert said == ["already", "built"], outputs
-    assert all("runs with cpp on CPUs" in output for output, _ in outputs)
+    assert all("runs with cpp on cpu (" in output for output, _ in outputs)
     assert len(list((copy / "ops/_build").glob("*.so"))) == 1
     assert {path.suffix for path in (copy / "ops/_build").iterdir()} == {".so", ".lock"}
     check = start(["-m", "ops.build", "--check"], copy, D3Q_OPS_BACKEND="cpp")
@@ -175,6 +210,41 @@ def test_a_damaged_library_is_a_warning(copy: Path, monkeypatch: pytest.MonkeyPa
     output, errors = run.communicate(timeout=120)
     assert (run.returncode, output.strip()) == (0, "embedding_bag"), errors
     assert "cannot be loaded, deformable attention runs in pure PyTorch; delete the file" in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        (
+            "ms_deform_attn_torch2.9.1+cu126_0123456789abcdef_cuda12.6_80_90+PTX.so",
+            "with torch 2.9.1+cu126, this is 2.",
+        ),
+        ("ms_deform_attn_cb4d36d8a9453a0d.so", "by an earlier version of this code"),
+        (f"ms_deform_attn_torch{torch.__version__}_0123456789abcdef.so", "from other sources"),
+    ],
+)
+def test_a_library_of_another_torch_or_source_is_said_once(name: str, made: str, copy: Path) -> None:
+    (copy / "ops/_build").mkdir()
+    (copy / "ops/_build" / name).touch()
+    code = (
+        "import warnings; warnings.simplefilter('always')\n"
+        "import torch, ops; from ops.library import load_built_library\n"
+        "weights = torch.ones(1, 1, 1, 1, 1)\n"
+        "ops.ms_deform_attn(torch.ones(1, 1, 1, 1), [(1, 1)], torch.ones(1, 1, 1, 1, 1, 2), weights)\n"
+        "from ops.report import describe_backend; print(describe_backend(torch.device('cpu')))"
+    )
+    run = start(["-c", code], copy)
+    output, errors = run.communicate(timeout=120)
+    words = f"{name} was built {made}"
+    assert run.returncode == 0, errors
+    assert (errors.count("UserWarning"), errors.count(words), output.count(words)) == (1, 1, 1), errors + output
+    assert output.startswith("embedding_bag on cpu (")
+    assert "run python -m ops.build" in errors
+    assert "run python -m ops.build" in output
+    check = start(["-m", "ops.build", "--check"], copy)
+    output, errors = check.communicate(timeout=120)
+    assert (check.returncode, errors) == (0, "")
+    assert f"cpp            not run: {copy}/ops/_build/{words}" in output
 
 
 @pytest.mark.parametrize(

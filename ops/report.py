@@ -1,0 +1,60 @@
+"""What computes deformable attention on a device, for the first lines of a run."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from ops import cuda_kernels, devices
+from ops.library import loaded_library, why_missing
+from ops.ms_deform_attn import choose_backend, is_forced
+
+
+class Choice(NamedTuple):
+    """The backend on a device, and the library that it comes from, or why it comes from none."""
+
+    backend: str
+    device: str
+    remark: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.device}{f' ({self.remark})' if self.remark else ''}"
+
+
+def describe_backend(device: torch.device) -> Choice:
+    """Raises ValueError where the forced backend cannot run there."""
+    index = None if device.type != "cuda" else device.index if device.index is not None else torch.cuda.current_device()
+    backend = choose_backend(device.type, index)
+    compiled = backend in ("cpp", "cuda")
+    remark = str(loaded_library() or "") if compiled else _why_not_compiled(device.type, index)
+    return Choice(backend, device.type if index is None else f"cuda:{index}", remark)
+
+
+def devices_here(like: torch.device) -> list[torch.device]:
+    """All of this machine that are of the kind of that one."""
+    if like.type != "cuda":
+        return [like]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+def together(choices: Iterable[Choice]) -> list[Choice]:
+    """Devices of which the same is true, in one: "cuda:0, cuda:1"."""
+    devices_of: dict[tuple[str, str], dict[str, None]] = {}
+    for choice in choices:
+        devices_of.setdefault((choice.backend, choice.remark), {})[choice.device] = None
+    return [Choice(backend, ", ".join(names), remark) for (backend, remark), names in devices_of.items()]
+
+
+def _why_not_compiled(device_type: str, index: int | None) -> str:
+    """Nothing where no kernels are made for such devices."""
+    if is_forced():
+        return "as D3Q_OPS_BACKEND says"
+    if device_type not in ("cpu", "cuda"):
+        return ""
+    if loaded_library() is None:
+        return why_missing()
+    if device_type == "cpu":
+        return f"{loaded_library()} has no CPU kernels; run python -m ops.build"
+    if index is not None and cuda_kernels.are_loaded():
+        return str(devices.fault_on(index))
+    return f"{loaded_library()} has no CUDA kernels; run python -m ops.build where there is an nvcc"
