@@ -2,7 +2,8 @@
 
     python main.py --config configs/dino_d3q_scenes.yaml              train, evaluate, draw
     python main.py --config X --set optim.lr=2e-4 data.batch_size=2   with other values
-    python main.py --resume runs/X/last.pth                           go on
+    python main.py --resume runs/X/last.pth                           resume in runs/X, wherever that is now
+    python main.py --resume runs/X/last.pth --set runtime.output_dir=runs/Y   a branch of the run, in a new folder
     python main.py --config X --resume auto                           go on if there is something to go on from
     python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
     torchrun --nproc_per_node=2 main.py --config X                    two processes
@@ -27,7 +28,7 @@ from configs.paths import check_paths, path_argument
 from configs.schema import Config
 from console import guard_console
 from engine.assembly.exit_codes import UsageError, exit_code
-from engine.assembly.resolve import continue_config, find_last, resolve_checkpoint, resolve_config
+from engine.assembly.resolve import continue_config, find_last, resolve_checkpoint, resolve_config, resolve_resumed
 from engine.interruption import interruptible
 
 AUTO = Path("auto")
@@ -129,9 +130,9 @@ def perform(arguments: argparse.Namespace, config: Config | None, resume: Path |
             problem = error
     if resume is not None and start is not None:
         text = start.checkpoint.config
-        if config is None:
-            config = resolve_checkpoint(resume, text, arguments.set)
-        elif not arguments.eval:
+        resolve = resolve_checkpoint if arguments.eval else resolve_resumed
+        config = resolve(resume, text, arguments.set, file=arguments.config)
+        if arguments.config is not None and not arguments.eval:
             config = continue_config(config, text, resume, allow_change=arguments.allow_config_change)
     assert config is not None  # of the file or of the checkpoint
     if arguments.print_config:

@@ -52,21 +52,28 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from error
 
 
+def new_file_argument(text: str) -> Path:
+    """The type of a file in a command line that is to be written: one that does not exist yet."""
+    path = path_argument(text)
+    if os.path.lexists(path):
+        raise argparse.ArgumentTypeError(f"{path} exists; remove it or choose another name")
+    return path
+
+
 def check_paths(config: Config, source: str, *, evaluation: bool, resumed: bool) -> None:
     """Raises ConfigError with every path that cannot be expanded, of those that a run opens.
 
     source       names the configuration
     evaluation   of a checkpoint: the validation split alone
-    resumed      the checkpoint has the weights, and the run its folder
+    resumed      the checkpoint has the weights
     """
     splits = {"val": config.data.val} if evaluation else {"train": config.data.train, "val": config.data.val}
-    texts: dict[str, str | None] = {"data.root": config.data.root}
+    texts: dict[str, str | None] = {"data.root": config.data.root, "runtime.output_dir": config.runtime.output_dir}
     for name, split in splits.items():
         texts |= {f"data.{name}.annotations": split.annotations, f"data.{name}.images": split.images}
     if not (evaluation or resumed):
         weights = config.model.backbone.weights if config.init_from is None else None
         texts |= {"init_from": config.init_from, "model.backbone.weights": weights}
-        texts |= {"runtime.output_dir": config.runtime.output_dir}
     problems = []
     for key, text in texts.items():
         try:

@@ -488,7 +488,8 @@ class RuntimeConfig:
     log_every: int = 50
     """Steps between two log lines and metric records."""
     output_dir: str | None = None
-    """Run folder; null: runs/<name of the config file>."""
+    """Run folder; null: runs/<name of the config file>. A run that resumes stays in the folder of its checkpoint unless
+    --set names another one, for a branch; of an evaluation it is the folder for its results, if given by --set."""
     keep_checkpoints: int = 2
     """Latest checkpoints kept: last.pth, last.1.pth before it, and so on; best.pth besides."""
     start_timeout: float = 300.0

@@ -74,6 +74,11 @@ class Checkpoint:
         """The weights to evaluate and to start from: the averaged ones where there are."""
         return self.average or self.model
 
+    @property
+    def place(self) -> str:
+        """Where in its run it was taken, for messages."""
+        return f"epoch {self.epoch}, step {self.step}"
+
     def content(self) -> dict[str, Any]:
         """What the file holds."""
         return {"format": FORMAT, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}

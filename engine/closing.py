@@ -9,6 +9,8 @@ from engine.report import column_heading, format_percent, format_table
 from engine.train import Progress
 from engine.wording import counted
 
+HELD = ("best.pth", "last.pth", "metrics.jsonl", "log.txt", "evaluation", "tensorboard")
+
 
 def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, int]) -> str:
     """Best and last evaluation, time, what was left out, and the commands to go on with.
@@ -17,6 +19,8 @@ def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, i
     left_out   annotations that are not trained on, by reason
     """
     annotations = sum(left_out.values())
+    held = [name for name in HELD if (folder / name).exists()]
+    more = f"--set optim.epochs={progress.epoch + 1}"
     return "\n".join(
         [
             f"done: {counted(progress.epoch, 'epoch')}, {counted(progress.step, 'step')} "
@@ -24,9 +28,9 @@ def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, i
             *_evaluations(folder / "metrics.jsonl"),
             f"left out: {counted(progress.skipped, 'step')} not finite, {counted(annotations, 'annotation')}; "
             f"replaced: {counted(progress.replaced, 'image')} that could not be read",
-            f"evaluate: python main.py --eval --resume {folder / 'best.pth'}",
-            f"train on: python main.py --resume {folder / 'last.pth'} --set optim.epochs={progress.epoch + 1}",
-            f"{folder} holds best.pth, last.pth, metrics.jsonl, log.txt, evaluation and tensorboard",
+            *([f"evaluate: python main.py --eval --resume {folder / 'best.pth'}"] if "best.pth" in held else []),
+            *([f"train on: python main.py --resume {folder / 'last.pth'} {more}"] if "last.pth" in held else []),
+            f"{folder} holds {', '.join(held)}",
         ]
     )
 

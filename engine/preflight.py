@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -115,8 +116,9 @@ class Preflight:
     def close(self) -> int:
         """Print all problems and write the record; returns the exit code, that of the first error."""
         with self.part("run folder") as part:
+            replaced = (self._folder / RECORD).exists()
             self._write()
-            part.say(f"{self._folder / RECORD} lists everything")
+            part.say(f"{self._folder / RECORD} lists everything{', in place of an earlier check' if replaced else ''}")
         for severity in HEADINGS:
             self._show(severity)
         errors = [problem for problem in self._problems if problem.severity == "error"]
@@ -165,7 +167,9 @@ class Preflight:
         text = "".join(json.dumps(record) + "\n" for record in records)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / RECORD).write_text(text, encoding="utf-8")
+            partial = self._folder / f"{RECORD}.partial"
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self._folder / RECORD)
         except OSError as error:
             message = f"{self._folder}: not writable ({error.strerror}); set runtime.output_dir to a folder that is"
             self._add(Problem("error", "run folder", "not_writable", message, 1, 2))

@@ -52,8 +52,7 @@ def load_newest(path: Path) -> Resumption:
         for earlier in _earlier_files(path):
             with suppress(DamagedError):
                 found = load_checkpoint(earlier)
-                place = f"epoch {found.epoch}, step {found.step}"
-                return Resumption(found, earlier, f"warning: {error}. Going on from {earlier} ({place})")
+                return Resumption(found, earlier, f"warning: {error}. Going on from {earlier} ({found.place})")
         raise
 
 
@@ -76,8 +75,9 @@ class RunFolder:
         self.last = path / "last.pth"
         self._processes = processes
         self._keep = keep
-        # A damaged file must not take the place of a whole one.
-        self._last_is_whole = resumed is not None and resumed.resolve() == self.last.resolve()
+        # A damaged file must not take the place of a whole one, nor a link, whose file may change.
+        own = resumed is not None and resumed.resolve() == self.last.resolve()
+        self._last_is_whole = own and not self.last.is_symlink()
         self._codes = codes
         self._lock: TextIO | None = None
         self._place = {"epoch": 0, "step": 0}
@@ -155,6 +155,9 @@ class RunFolder:
         self._lock = lock
         for stray in [*self.path.glob("*.pth.tmp"), *self.path.glob("*.json*.partial")]:
             stray.unlink()  # of a run that was killed while it wrote
+        _own_files(self.path)
+        if self._last_is_whole:
+            self._place = saved_place(self.path)
         self._write_status("running", None)
 
     def _shift(self) -> None:
@@ -210,6 +213,27 @@ def lacking_space(folder: Path, checkpoint_bytes: int, *, keep: int) -> str | No
         f"{free / 1e6:.0f} MB are free; make room, set runtime.output_dir to another disk, or lower "
         "runtime.keep_checkpoints"
     )
+
+
+def saved_place(folder: Path) -> dict[str, int]:
+    """Epoch and step of the last checkpoint that was saved in a run folder, as its status.json has them; 0 of none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        return {name: int(status[name]) for name in ("epoch", "step")}
+    return {"epoch": 0, "step": 0}
+
+
+def _own_files(folder: Path) -> None:
+    """Files that a copy by links (`cp -al`, `cp -as`) shares with another folder become its own: logs are appended to.
+
+    Checkpoints are replaced, never written into; the lock is held.
+    """
+    for file in folder.rglob("*"):
+        shared = file.is_file() and (file.is_symlink() or file.stat().st_nlink > 1)
+        if shared and file.suffix != ".pth" and file.name != "run.lock":
+            partial = file.with_name(file.name + ".partial")
+            shutil.copyfile(file, partial)
+            os.replace(partial, file)
 
 
 def _earlier_file(path: Path, age: int) -> Path:

@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.paths import new_file_argument
 from console import guard_console
 from ops import tune_allocation
 from scripts.benchmarks import (
@@ -71,7 +72,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         part = parts.add_parser(name, help=summary, description=module.__doc__)
         part.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on CPUs")
         part.add_argument("--repeats", type=int, default=5, help="of each timed piece; medians are reported")
-        part.add_argument("--json", type=Path, help="file for the figures")
+        part.add_argument("--json", type=new_file_argument, help="file for the figures; it must not exist")
         module.add_options(part)
         part.set_defaults(measure=module.measure)
     return parser.parse_args(arguments)

@@ -26,6 +26,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.paths import path_argument
+from configs.paths import new_file_argument, path_argument
 from configs.schema import Config
 from console import guard_console
 from d3q import DensityBudget
@@ -216,18 +217,25 @@ def show(
 def publish(fitted: DensityBudget, result: BinResult, dataset: CocoDetection, options: argparse.Namespace) -> None:
     """Write the fragment, and print how to use it."""
     values = {"queries_per_object": fitted.queries_per_object, "min_queries": fitted.min_queries}
-    out: Path = options.out or options.resume.parent / "calibrated_queries.yaml"
+    out: Path = options.out or free_name(options.resume.parent / "calibrated_queries.yaml")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
+    text = (
         f"# Fitted by scripts/calibrate_queries.py to {options.resume} on {dataset.table.path}:\n"
         f"# {result.coverage:.2%} of {result.images} images get as many queries as they have objects (wanted: "
         f"{options.coverage:.2%}), {result.mean_queries:.1f} queries on average.\n"
-        "model:\n  d3q:\n" + "".join(f"    {name}: {value}\n" for name, value in values.items()),
-        encoding="utf-8",
+        "model:\n  d3q:\n" + "".join(f"    {name}: {value}\n" for name, value in values.items())
     )
+    with out.open("x", encoding="utf-8") as file:  # an error where the file has come up meanwhile
+        file.write(text)
     settings = [*options.set, *(f"model.d3q.{name}={value}" for name, value in values.items())]
     print(f"wrote {out}, a fragment for the include: of an experiment that does not give these keys itself; or")
     print(shlex.join(["python", "main.py", "--eval", "--resume", str(options.resume), "--set", *settings]))
+
+
+def free_name(path: Path) -> Path:
+    """The path, or the first of NAME-2, NAME-3, ... that does not exist."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -239,7 +247,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values than the checkpoint's")
     add("--coverage", type=_share, default=0.99, help="wanted share of covered images (default 0.99)")
     add("--min-queries", type=_positive_or_fit, help="least of every image, or fit (default: the checkpoint's)")
-    add("--out", type=Path, help="fragment to write (default: calibrated_queries.yaml beside the checkpoint)")
+    out = "fragment to write; it must not exist (default: calibrated_queries.yaml beside the checkpoint, -2, -3, ...)"
+    add("--out", type=new_file_argument, help=out)
     return parser.parse_args(arguments)
 
 

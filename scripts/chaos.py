@@ -22,6 +22,7 @@ import torch.utils.tensorboard  # here, for all the processes that are forked fr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.paths import new_file_argument
 from console import guard_console
 from ops import tune_allocation
 from scripts.benchmarks.harness import Table, machine
@@ -72,7 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=10, help="of the throughput experiment")
     parser.add_argument("--steps", type=int, default=64, help="of each of its runs")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="for all runs")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=new_file_argument, help="file for the figures; it must not exist")
     options = parser.parse_args(arguments)
     if unknown := set(options.experiments) - EXPERIMENTS.keys():
         parser.error(f"no such experiment: {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")

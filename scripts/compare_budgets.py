@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.paths import escape_path
 from console import guard_console
 from engine.assembly import runs
-from engine.assembly.exit_codes import exit_code
+from engine.assembly.exit_codes import UsageError, exit_code
 from engine.assembly.resolve import resolve_checkpoint
 from engine.checkpoint import load_checkpoint
 from engine.count_metrics import COUNT_BINS
@@ -69,6 +69,9 @@ class ChildError(RuntimeError):
 def compare(options: argparse.Namespace) -> None:
     """Train what is missing, measure, and write the tables."""
     folders = {(name, seed): options.out / f"{slug(name)}_seed{seed}" for name in BUDGETS for seed in options.seeds}
+    there = [str(path) for name in ("results.json", "table.md", "plot.png") if (path := options.out / name).exists()]
+    if there and not any(folder.exists() for folder in folders.values()):
+        raise UsageError(f"{', '.join(there)}: not of these trainings, and would be written over; choose another --out")
     if not options.report_only:
         make_scenes(options)
         with ThreadPoolExecutor(options.jobs) as pool:

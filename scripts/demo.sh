@@ -20,6 +20,10 @@ case ${1-} in
 esac
 config=configs/dino_d3q_$name.yaml
 run=runs/demo_$name
+for ((number = 2; ; number++)); do # a demo of before stays
+    [[ -e $run ]] || break
+    run=runs/demo_$name-$number
+done
 
 bash scripts/setup.sh
 python=${D3Q_PYTHON:-.venv/bin/python}
@@ -36,7 +40,6 @@ fi
 
 # A first part, then the rest from its checkpoint: the way a run on a shared machine goes.
 epochs=$("$python" main.py --config "$config" --print-config | sed -n 's/^  epochs: //p')
-rm -rf -- "$run"
 step "training, epochs 1 to $((epochs - 1))"
 "$python" main.py --config "$config" --set runtime.output_dir="$run" optim.epochs=$((epochs - 1))
 step "resuming for epoch $epochs"

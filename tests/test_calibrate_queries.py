@@ -59,7 +59,7 @@ def test_fragment_and_printed_line_give_the_printed_numbers(
     command = shlex.split(printed.splitlines()[-1])
     assert command[:2] == ["python", "main.py"]
     assert main.main(command[2:]) == 0
-    compare(fitted, evaluation)
+    compare(fitted, evaluation.with_name("evaluation_last-2"))
     assert f"{fitted['all'].mean_queries:.1f}" in printed
 
     fragment = checkpoint(experiment).parent / "calibrated_queries.yaml"
@@ -69,7 +69,7 @@ def test_fragment_and_printed_line_give_the_printed_numbers(
     assert block in text
     including.write_text("include: [run/calibrated_queries.yaml]\n" + text.replace(block, ""))
     assert main.main(["--eval", "--resume", str(checkpoint(experiment)), "--config", str(including)]) == 0
-    compare(fitted, evaluation)
+    compare(fitted, evaluation.with_name("evaluation_last-3"))
     d3q = load_config(including).model.d3q
     assert d3q is not None
     assert d3q.min_queries == 3

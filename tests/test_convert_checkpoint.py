@@ -90,7 +90,7 @@ def test_to_mmdetection_and_back_gives_the_same_weights_and_numbers(
 
     assert main.main(["--eval", "--resume", "run/last.pth"]) == 0
     assert main.main(["--eval", "--resume", "weights/here.pth"]) == 0
-    assert numbers(Path("weights/evaluation_here")) == numbers(Path("run/evaluation_last"))
+    assert numbers(Path("runs/eval_here")) == numbers(Path("run/evaluation_last"))
 
 
 def test_the_result_starts_a_run_but_is_none_to_go_on_with(

@@ -13,9 +13,10 @@ from datasets.findings import Findings
 from datasets.statistics import describe_scaled
 from datasets.structures import Batch, DataError
 from engine.assembly.exit_codes import UsageError, expected_errors
-from engine.assembly.start import attention_on, compare_data, load_initial_weights, refuse_used, resolve_initial_density
+from engine.assembly.start import attention_on, compare_data, load_initial_weights, resolve_initial_density
 from engine.checkpoint import CheckpointError, load_weights
 from engine.distributed import Processes
+from engine.folder_use import require_folder
 from engine.optim import build_optimizer
 from engine.preflight import Part, Preflight, TrialError, try_step
 from engine.run_folder import Resumption, RunFolderError, lacking_space
@@ -57,8 +58,8 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
             _try_steps(config, detector, batch, processes, part, images=len(training_set))
     with preflight.part("disk") as part:
         needed = checkpoint_bytes(detector, averaged=config.optim.ema_decay > 0)
-        if start is None:
-            refuse_used(folder)
+        if not isinstance(start, CheckpointError):
+            require_folder(folder, start, processes)
         if problem := lacking_space(folder, needed, keep=config.runtime.keep_checkpoints):
             raise RunFolderError(problem)
         part.say(f"room for {config.runtime.keep_checkpoints + 2} checkpoints of {needed / 1e6:.0f} MB in {folder}")
@@ -120,7 +121,7 @@ def _load_weights(config: Config, start: Start, detector: nn.Module, processes: 
         build_optimizer(detector, config.optim).load_state_dict(start.checkpoint.optimizer)
     except ValueError as error:
         raise CheckpointError(f"{start.path}: its optimiser does not fit: {error}") from error
-    return f"{start.path}: epoch {start.checkpoint.epoch}, step {start.checkpoint.step}"
+    return f"{start.path}: {start.checkpoint.place}"
 
 
 def _densest_batch(config: Config, training_set: CocoDetection, *, skip: bool) -> Batch | None:

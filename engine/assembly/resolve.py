@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.compare import harmful_differences
-from configs.loader import load_config, parse_config
+from configs.loader import ConfigError, load_config, parse_config
 from configs.paths import escape_path, expand_path
 from configs.schema import Config
 from engine.assembly.exit_codes import UsageError
 from models.backbone_statistics import input_statistics
+
+NOWHERE = "runtime.output_dir=null"
+"""An override that comes before the others: what remains was named by them"""
 
 
 def resolve_config(file: Path, overrides: Sequence[str]) -> Config:
@@ -20,10 +23,30 @@ def resolve_config(file: Path, overrides: Sequence[str]) -> Config:
     return _in_folder(fill_input_statistics(load_config(file, overrides)), Path("runs") / file.stem)
 
 
-def resolve_checkpoint(path: Path, text: str, overrides: Sequence[str]) -> Config:
-    """The config that a checkpoint holds as text, with overrides, filled in like that of a file. Raises ConfigError."""
-    config = fill_input_statistics(parse_config(text, f"{path} (config)", overrides))
-    return _in_folder(config, Path("runs") / path.parent.name)
+def resolve_checkpoint(path: Path, text: str, overrides: Sequence[str], *, file: Path | None = None) -> Config:
+    """The config that a checkpoint holds as text, or that of a file, with overrides, and filled in.
+
+    Its output_dir is null unless the overrides name one: the run that the text speaks of may have been copied, renamed
+    or moved since. Raises ConfigError.
+    """
+    return fill_input_statistics(_read(path, text, [NOWHERE, *overrides], file))
+
+
+def resolve_resumed(path: Path, text: str, overrides: Sequence[str], *, file: Path | None = None) -> Config:
+    """The same for a training that resumes: in the folder that holds the checkpoint, unless the overrides name one.
+
+    Raises ConfigError.
+    """
+    config = resolve_checkpoint(path, text, overrides, file=file)
+    if config.runtime.output_dir is not None:
+        return config
+    written = _in_folder(_read(path, text, overrides, file), Path("runs") / (file or path).stem)
+    try:  # text such as ~/runs/x stays as long as it leads to the checkpoint
+        here = expand_path(str(written.runtime.output_dir), "runtime.output_dir").resolve() == path.parent.resolve()
+    except ConfigError:
+        here = False
+    folder = str(written.runtime.output_dir) if here else escape_path(path.parent)
+    return replace(config, runtime=replace(config.runtime, output_dir=folder))
 
 
 def find_last(config: Config) -> Path | None:
@@ -44,8 +67,8 @@ def continue_config(config: Config, checkpoint_config: str, path: Path, *, allow
         config = replace(config, model=replace(config.model, d3q=d3q))
     if not allow_change and (differences := harmful_differences(config, earlier)):
         raise UsageError(
-            f"{path} is of another config; undo the change, set another runtime.output_dir, or go on with it all the "
-            "same by --allow-config-change:\n" + "\n".join(differences)
+            f"{path} is of another config; undo the change, start a run of its own in another runtime.output_dir, or "
+            "resume all the same by --allow-config-change:\n" + "\n".join(differences)
         )
     return config
 
@@ -56,6 +79,10 @@ def fill_input_statistics(config: Config) -> Config:
         return config
     mean, std = input_statistics(config.model.backbone.name)
     return replace(config, data=replace(config.data, mean=mean, std=std))
+
+
+def _read(path: Path, text: str, overrides: Sequence[str], file: Path | None) -> Config:
+    return parse_config(text, f"{path} (config)", overrides) if file is None else load_config(file, overrides)
 
 
 def _in_folder(config: Config, default: Path) -> Config:

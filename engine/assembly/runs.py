@@ -22,7 +22,6 @@ from engine.assembly.start import (
     check_same_data,
     compare_data,
     open_data,
-    refuse_used,
     require_same_data,
     require_same_start,
     resolve_initial_density,
@@ -35,6 +34,7 @@ from engine.detection_metrics import get_protocol
 from engine.determinism import GPU_NOTICE, determinism
 from engine.distributed import Processes, StartError, processes_that_differ, start_processes
 from engine.evaluate import evaluate_detector, predict_batches
+from engine.folder_use import open_evaluation, require_folder
 from engine.interruption import StopRequest
 from engine.logger import RunLogger, naming, progress
 from engine.optim import build_optimizer
@@ -66,8 +66,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
     """
     runtime, folder = config.runtime, expand_path(str(config.runtime.output_dir), "runtime.output_dir")
     require_same_start(start, processes)
-    if start is None:
-        refuse_used(folder)
+    require_folder(folder, start, processes)
     training_set, validation_set = open_data(config, processes)
     if start is not None and not allow_other_data:
         require_same_data(start, training_set)
@@ -116,7 +115,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
             run_folder=run_folder,
             stop=stop,
         )
-        begin(trainer, start)
+        begin(trainer, start, folder)
         if runtime.deterministic and processes.device.type == "cuda":
             logger.say(GPU_NOTICE)
         left_out = training_set.dropped | training_set.skipped
@@ -135,11 +134,12 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
-    """Evaluate the validation split of the config; results go beside the checkpoint."""
+    """Evaluate the validation split of the config; results go into a folder of their own: see `open_evaluation`."""
+    named = config.runtime.output_dir
     dataset, detector = build_trained(config, checkpoint, path, processes)
-    folder = path.parent / f"evaluation_{path.stem}"
+    folder = open_evaluation(path, None if named is None else expand_path(named, "runtime.output_dir"), processes)
     with RunLogger(folder, is_main=processes.is_main) as logger:
-        logger.say(f"{path}: epoch {checkpoint.epoch}, step {checkpoint.step}")
+        logger.say(f"{path}: {checkpoint.place}")
         for line in attention_lines(processes):
             logger.say(line)
         evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.step)

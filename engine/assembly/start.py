@@ -19,6 +19,7 @@ from datasets.structures import DataError
 from engine.assembly.exit_codes import UsageError
 from engine.checkpoint import CheckpointError, load_checkpoint, load_weights
 from engine.distributed import Processes, any_process, gather_lines, gather_rows, processes_that_differ
+from engine.folder_use import same_folder
 from engine.logger import RunLogger
 from engine.memory import FIRST_USE, describe_room
 from engine.run_folder import Resumption
@@ -27,15 +28,6 @@ from engine.trainer import Trainer
 from models.backbone_weights import WeightsError, load_backbone_weights
 from models.build import build_detector, estimate_training_step
 from ops.report import Choice, describe_backend, together
-
-
-def refuse_used(folder: Path) -> None:
-    """Raises UsageError for a folder with checkpoints, which a new run would overwrite."""
-    if any(folder.glob("last*.pth")):
-        raise UsageError(
-            f"{folder} already holds a run: go on with it by --resume {folder / 'last.pth'}, choose another "
-            "runtime.output_dir, or remove it"
-        )
 
 
 def require_same_start(start: Resumption | None, processes: Processes) -> None:
@@ -114,7 +106,7 @@ def starting_detector(config: Config, start: Resumption | None, processes: Proce
         origin = load_initial_weights(detector, config, processes)
     else:
         load_weights(detector, start.checkpoint.model, source="--resume")
-        origin = f"the checkpoint of epoch {start.checkpoint.epoch}"
+        origin = str(start.path)
     return detector.to(processes.device), origin
 
 
@@ -145,14 +137,23 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
     return f"backbone {source}{start}"
 
 
-def begin(trainer: Trainer, start: Resumption | None) -> None:
-    """Go on where the checkpoint was taken, or afresh."""
-    if start is None:
+def begin(trainer: Trainer, start: Resumption | None, folder: Path) -> None:
+    """Resume where the checkpoint was taken, or start afresh; a branch of a run begins with records of its own."""
+    branch = start is not None and not same_folder(folder, start.path.parent)
+    if start is None or branch:
         trainer.logger.rewind(-1)  # of a run that ended before its first checkpoint
+    if start is None:
         return
     if start.warning is not None:
         trainer.logger.say(start.warning)
-    trainer.restore(start.checkpoint)
+    trainer.logger.say(
+        f"{'branch of' if branch else 'resumed from'} {start.path}, {start.checkpoint.place}, in {folder}"
+    )
+    checkpoint = start.checkpoint
+    if checkpoint.best_score >= 0 and not (folder / "best.pth").exists():
+        trainer.logger.say(f"best.pth is not in {folder}: the best evaluation from here on will be")
+        checkpoint = replace(checkpoint, best_score=-1.0)
+    trainer.restore(checkpoint)
 
 
 def attention_on(devices: Sequence[torch.device]) -> list[Choice]:
