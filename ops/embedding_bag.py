@@ -21,11 +21,9 @@ MOST_GATHERED_ON_GPU = 2**31 - 1
 class Corners(NamedTuple):
     """The cells around every sample: upper and lower row, left and right column."""
 
-    rows: Tensor  # (B, Q, M, L, P, 2, 2) rows of value as (B*S*M, D); B*S*M where a corner is outside
-    share_x: Tensor  # (B, Q, M, L, P, 2) of the left and right column; 0 outside
+    rows: Tensor  # (B, Q, M, L, P, 2, 2) rows of value as (B*S*M, D); below 0 where a corner is outside
+    share_x: Tensor  # (B, Q, M, L, P, 2) of the left and right column, finite outside
     share_y: Tensor  # of the upper and lower row
-    valid_x: Tensor
-    valid_y: Tensor
     sizes: Tensor  # (L, 2) height and width
 
 
@@ -47,7 +45,7 @@ def _kept_sizes(device: torch.device, dtype: torch.dtype, shapes: tuple[tuple[in
 
 def find_corners(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor) -> Corners:
     batch, tokens, heads, _ = value.shape
-    index = torch.int32 if batch * (tokens + 1) * heads < 2**31 else torch.int64
+    index = torch.int32 if 2 * batch * (tokens + 1) * heads < 2**31 else torch.int64
     sizes = _sizes_on(value.device, index, spatial_shapes)
     height, width = sizes[:, 0, None], sizes[:, 1, None]  # (L, 1), beside the points
 
@@ -60,22 +58,19 @@ def find_corners(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampl
     x0, y0 = first.to(index).unbind(-1)
     x = torch.stack([x0, x0 + 1], dim=-1)
     y = torch.stack([y0, y0 + 1], dim=-1)
-    valid_x = (x >= 0) & (x < width[..., None])
-    valid_y = (y >= 0) & (y < height[..., None])
+    outside = -batch * tokens  # whatever is added to it
+    x = torch.where((x >= 0) & (x < width[..., None]), x, outside)
+    y = torch.where((y >= 0) & (y < height[..., None]), y * width[..., None], outside)
 
     level_sizes = sizes.prod(1, dtype=index)
     level_start = (level_sizes.cumsum(0, dtype=index) - level_sizes)[:, None]
     image_start = torch.arange(batch, device=value.device, dtype=index)[:, None, None, None, None] * tokens
     head = torch.arange(heads, device=value.device, dtype=index)[:, None, None]
-    token = (y * width[..., None])[..., :, None] + x[..., None, :]
-    rows = (token + (level_start + image_start)[..., None, None]) * heads + head[..., None, None]
-    valid = valid_y[..., :, None] & valid_x[..., None, :]
+    token = y[..., :, None] + x[..., None, :]
     return Corners(
-        rows=torch.where(valid, rows, batch * tokens * heads),
-        share_x=torch.stack([1 - fraction_x, fraction_x], dim=-1) * valid_x,
-        share_y=torch.stack([1 - fraction_y, fraction_y], dim=-1) * valid_y,
-        valid_x=valid_x,
-        valid_y=valid_y,
+        rows=(token + (level_start + image_start)[..., None, None]) * heads + head[..., None, None],
+        share_x=torch.stack([1 - fraction_x, fraction_x], dim=-1),
+        share_y=torch.stack([1 - fraction_y, fraction_y], dim=-1),
         sizes=sizes,
     )
 
@@ -87,14 +82,19 @@ def ms_deform_attn_embedding_bag(
     attention_weights: Tensor,
 ) -> Tensor:
     """The operator as a sum over the four corners of every sample. See ops/reference.py for the arguments."""
-    batch, _, heads, dim = value.shape
+    batch, tokens, heads, dim = value.shape
     queries = sampling_locations.shape[1]
     corners = find_corners(value, spatial_shapes, sampling_locations)
-    bags = batch * queries * heads
-    output = _weighted_sums(
-        _rows_and_zero(value), corners.rows.reshape(bags, -1), _weights(corners, attention_weights).reshape(bags, -1)
-    )
-    return output.view(batch, queries, heads * dim)
+    # Zero times infinity is no zero: what is outside reads a row that the query samples anyway. Where it samples none,
+    # its sum is dropped, as are the gradients of weights outside.
+    bags = (batch * queries * heads, -1)
+    places = corners.rows.reshape(bags)
+    valid = places >= 0
+    sampled = places.amax(1, keepdim=True)
+    places = torch.where(valid, places, sampled.clamp(min=0))
+    weights = torch.where(valid, _weights(corners, attention_weights).reshape(bags), 0)
+    sums = _weighted_sums(value.reshape(batch * tokens * heads, dim), places, weights)
+    return torch.where(sampled >= 0, sums, 0).view(batch, queries, heads * dim)
 
 
 def ms_deform_attn_gather(
@@ -104,15 +104,14 @@ def ms_deform_attn_gather(
     attention_weights: Tensor,
 ) -> Tensor:
     """The same sum over rows that are all in memory at once: for second derivatives. See ops/reference.py."""
-    corners = find_corners(value, spatial_shapes, sampling_locations)
-    weighted = _rows_and_zero(value)[corners.rows] * _weights(corners, attention_weights)[..., None]
-    return weighted.sum((3, 4, 5, 6)).flatten(2)
-
-
-def _rows_and_zero(value: Tensor) -> Tensor:
-    """(B, S, M, D) -> (B*S*M + 1, D): zeros are the row of corners outside, as zero times infinity is no zero."""
     batch, tokens, heads, dim = value.shape
-    return torch.cat([value.reshape(batch * tokens * heads, dim), value.new_zeros(1, dim)])
+    corners = find_corners(value, spatial_shapes, sampling_locations)
+    rows = torch.cat([value.reshape(batch * tokens * heads, dim), value.new_zeros(1, dim)])
+    return (
+        (rows[corners.rows.clamp(min=-1)] * _weights(corners, attention_weights)[..., None])
+        .sum((3, 4, 5, 6))
+        .flatten(2)
+    )
 
 
 def _weights(corners: Corners, attention_weights: Tensor) -> Tensor:
@@ -145,23 +144,24 @@ def ms_deform_attn_gradients(
     For inside an operator, where autograd is off. One point of one level at a time: all at once would need
     4*L*P rows per query and head.
     """
-    gradient = output_gradient.reshape(*sampling_locations.shape[:3], value.shape[3])
-    rows = _rows_and_zero(value)
-    row_gradients = torch.zeros_like(rows)
+    batch, tokens, heads, dim = value.shape
+    gradient = output_gradient.reshape(*sampling_locations.shape[:3], dim)
+    rows = value.reshape(batch * tokens * heads, dim)
+    row_gradients = value.new_zeros(len(rows) + 1, dim)  # the last one is that of corners outside, and dropped
     corners = find_corners(value, spatial_shapes, sampling_locations)
     share = corners.share_y[..., :, None] * corners.share_x[..., None, :]
     dot = torch.empty_like(share)  # of the output's gradient with each corner's row
     for level in range(len(spatial_shapes)):
         for point in range(sampling_locations.shape[4]):
-            place = corners.rows[:, :, :, level, point]  # (B, Q, M, 2, 2)
+            place = corners.rows[:, :, :, level, point].clamp(min=-1)  # (B, Q, M, 2, 2)
             dot[:, :, :, level, point] = (rows[place] * gradient[:, :, :, None, None]).sum(-1)
             weight = share[:, :, :, level, point] * attention_weights[:, :, :, level, point, None, None]
             update = weight[..., None] * gradient[:, :, :, None, None]
-            row_gradients.index_add_(0, place.flatten(), update.flatten(0, -2))
+            row_gradients.index_add_(0, place.flatten() % len(row_gradients), update.flatten(0, -2))
+    dot = torch.where(corners.rows >= 0, dot, 0)
     slope = torch.arange(-1, 2, 2, device=value.device, dtype=value.dtype)
-    slope_x, slope_y = slope * corners.valid_x, slope * corners.valid_y
-    by_x = (corners.share_y[..., :, None] * slope_x[..., None, :] * dot).sum((-2, -1)) * attention_weights
-    by_y = (slope_y[..., :, None] * corners.share_x[..., None, :] * dot).sum((-2, -1)) * attention_weights
+    by_x = (corners.share_y[..., :, None] * slope * dot).sum((-2, -1)) * attention_weights
+    by_y = (slope[:, None] * corners.share_x[..., None, :] * dot).sum((-2, -1)) * attention_weights
     cells = corners.sizes.flip(1).to(value.dtype)
     location_gradient = torch.stack([by_x, by_y], dim=-1) * cells[:, None]
     return row_gradients[:-1].view_as(value), location_gradient, (share * dot).sum((-2, -1))
