@@ -68,7 +68,7 @@ struct AnyGradient {
   int64_t dim;
   AnyGradient(const T* gradient, int64_t dim) : gradient(gradient), dim(dim) {}
   // <gradient, row>
-  T dot(const T* __restrict__ row) const {
+  inline __attribute__((always_inline)) T dot(const T* __restrict__ row) const {
     T partial[8] = {}, sum = 0;
     int64_t c = 0;
     for (; c + 8 <= dim; c += 8)
@@ -77,10 +77,11 @@ struct AnyGradient {
     for (int k = 0; k < 8; ++k) sum += partial[k];
     return sum;
   }
-  void add(T* __restrict__ row_gradient, T weight) const {
+  inline __attribute__((always_inline)) void add(T* __restrict__ row_gradient, T weight) const {
     for (int64_t c = 0; c < dim; ++c) row_gradient[c] += weight * gradient[c];
   }
-  T dot_and_add(const T* __restrict__ row, T* __restrict__ row_gradient, T weight) const {
+  inline __attribute__((always_inline)) T dot_and_add(const T* __restrict__ row, T* __restrict__ row_gradient,
+                                                      T weight) const {
     const T sum = dot(row);
     add(row_gradient, weight);
     return sum;
@@ -297,7 +298,8 @@ void backward_band(const Problem& p, const Inputs<T>& inputs, const Gradients<T>
     int count = 0;
     while (count < kBlock && query < p.queries) {  // the level's samples of query after query
       const int64_t i = (band.image * p.queries + query) * p.heads + band.head;
-      const T *places = inputs.locations + 2 * (i * samples + of_level), *shares = inputs.weights + i * samples + of_level;
+      const int64_t at = i * samples + of_level;
+      const T *places = inputs.locations + 2 * at, *shares = inputs.weights + at;
       if (query + kAhead < p.queries) {
         prefetch(places + 2 * kAhead * p.heads * samples, 2 * points);
         prefetch(shares + kAhead * p.heads * samples, points);

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from operator_cases import every_backend, flat, needs_cpp
 from torch import Tensor
@@ -173,6 +174,12 @@ class Kernels(torch.autograd.Function):
 
 
 @needs_cpp
-def test_the_kernels() -> None:
-    computed, rejected = check_calls(Kernels.apply, seed=2)
+@pytest.mark.parametrize("threads", [1, 24], ids=["one thread", "more threads than heads"])
+def test_the_kernels(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        computed, rejected = check_calls(Kernels.apply, seed=2)
+    finally:
+        torch.set_num_threads(before)
     assert min(computed, rejected) > CALLS / 5, (computed, rejected)
