@@ -19,6 +19,7 @@ from tiny_run import write_experiment
 import main
 from configs.describe import describe_schema
 from console import guard_console
+from engine.assembly import runs
 from scripts import convert_checkpoint
 
 ROOT = Path(main.__file__).parent
@@ -193,11 +194,15 @@ def trained(experiment: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["log.txt", "config.yaml", "evaluation/evaluation.txt", "evaluation/evaluation.json"])
 def test_a_file_of_the_run_that_cannot_be_written_is_an_error_as_before(
-    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     folder = tmp_path / "run"
-    (folder / name).parent.mkdir(parents=True)
-    (folder / name).symlink_to("/dev/full")
+
+    def fill_disk(*_: object) -> None:
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).symlink_to("/dev/full")
+
+    monkeypatch.setattr(runs, "require_folder", fill_disk)  # it refuses a folder with files that are not of a run
     assert main.main(begin(experiment, folder)) == 2
     place = (folder / name).parent if "/" in name else folder / name
     assert f"error: {place}: not written (No space left on device" in capsys.readouterr().err

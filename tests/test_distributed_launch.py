@@ -28,6 +28,7 @@ from engine.distributed import (
     gather_lines,
     processes_that_differ,
     start_processes,
+    stop_processes,
 )
 from engine.hang_watch import HangWatch
 from models.backbone_weights import WeightsError
@@ -146,6 +147,7 @@ def agreement(rank: int, port: int, experiment: str, folder: str) -> None:
     answers += [gather_lines("ä" * rank + "x", processes)]
     answers += [processes.rank_here, processes.hosts]
     Path(folder, str(rank)).write_text(repr([*answers, *failed_download(experiment, processes)]))
+    stop_processes()
 
 
 def failed_download(experiment: str, processes: Processes) -> list[object]:
