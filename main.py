@@ -26,10 +26,10 @@ from pathlib import Path
 from configs.loader import dump_config
 from configs.paths import check_paths, path_argument
 from configs.schema import Config
-from console import guard_console
-from engine.assembly.exit_codes import UsageError, exit_code
-from engine.assembly.resolve import continue_config, find_last, resolve_checkpoint, resolve_config, resolve_resumed
-from engine.interruption import interruptible
+from engine.commands.exit_codes import UsageError, exit_code
+from engine.commands.resolve import continue_config, find_last, resolve_checkpoint, resolve_config, resolve_resumed
+from engine.console import guard_console
+from engine.distributed.signals import interruptible
 
 AUTO = Path("auto")
 """Of --resume"""
@@ -110,11 +110,11 @@ def perform(arguments: argparse.Namespace, config: Config | None, resume: Path |
     config   of the file, where one is given
     resume   the checkpoint, where there is one
     """
-    from engine.assembly.check import check
-    from engine.assembly.runs import evaluate_checkpoint, start_runtime, train
-    from engine.checkpoint import CheckpointError, load_checkpoint
-    from engine.hang_watch import HangWatch
-    from engine.run_folder import Resumption, load_newest
+    from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint
+    from engine.checkpoints.run_folder import Resumption, load_newest
+    from engine.commands.check import check
+    from engine.commands.train import evaluate_checkpoint, start_runtime, train
+    from engine.distributed.watchdog import HangWatch
     from ops import tune_allocation
 
     tune_allocation()

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from configs.schema import Config
 from configs.tree import join, write_value
-from console import guard_console
+from engine.console import guard_console
 
 HEADER = """# Configuration keys
 

@@ -16,11 +16,11 @@ from configs.schema import DataConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.findings import Findings
-from datasets.image_checks import check_contents
-from datasets.images import ImageFile
+from datasets.images.checks import check_contents
+from datasets.images.decode import ImageFile
+from datasets.images.name_hints import hint_for_path
+from datasets.images.same_files import Digests, name_file, report_same_pixels, shared_files, shared_pixels
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard
-from datasets.name_hints import hint_for_path
-from datasets.same_files import Digests, name_file, report_same_pixels, shared_files, shared_pixels
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.structures import Batch, DataError, SampleKey, Target
 from datasets.transforms import (

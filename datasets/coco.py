@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.annotations import BadAnnotationPolicy, read_annotations
+from datasets.annotations.table import BadAnnotationPolicy, read_annotations
 from datasets.findings import Findings
-from datasets.image_cache import CacheTooLargeError, ImageCache
-from datasets.image_checks import check_places
-from datasets.image_orientation import ExifPolicy
-from datasets.images import MAX_PIXELS, ImageFile, read_image
-from datasets.name_hints import hint_for_path
+from datasets.images.cache import CacheTooLargeError, ImageCache
+from datasets.images.checks import check_places
+from datasets.images.decode import MAX_PIXELS, ImageFile, read_image
+from datasets.images.name_hints import hint_for_path
+from datasets.images.orientation import ExifPolicy
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
 from datasets.transforms import Sample, Transform, resized_shape

@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import OptimConfig
 from engine.averaging import WeightAverage
-from engine.distributed import Processes
+from engine.distributed.processes import Processes
 from engine.meter import BatchResult, Meter
 from engine.optim import learning_rate_factor, set_learning_rates
-from engine.step_failures import NonFiniteLossError, images_of, memory_explained
+from engine.step_errors import NonFiniteLossError, images_of, memory_explained
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

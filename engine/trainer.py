@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 from configs.loader import dump_config
 from configs.schema import Config
 from engine.averaging import WeightAverage
-from engine.checkpoint import Checkpoint, CheckpointError, random_state, restore_random_state
-from engine.distributed import Processes, gather_rows
-from engine.interruption import StopRequest
+from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, random_state, restore_random_state
+from engine.checkpoints.run_folder import RunFolder
+from engine.distributed.processes import Processes, gather_rows
+from engine.distributed.signals import StopRequest
 from engine.logger import RunLogger, progress
 from engine.meter import Meter, report_step
-from engine.run_folder import RunFolder
 from engine.train import Criterion, Progress, train_one_epoch
 from engine.wording import counted
 

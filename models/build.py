@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from configs.schema import Config, SetLossConfig, TransformerConfig
 from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
-from models.backbone import build_backbone
+from models.backbones.resnet import build_backbone
 from models.boxes import L1Distance
 from models.criterion import Criterion, SetLoss
 from models.decoder import DecoderLayer, DeformableDecoder, DinoDecoder, PredictionHeads
@@ -18,10 +17,9 @@ from models.deformable_detr import DeformableDETR, LearnedQueries, ProposalQueri
 from models.denoising import Denoising
 from models.dino import DINO
 from models.encoder import Encoder, EncoderLayer, Tokenizer
-from models.initialisation import initialise
-from models.matcher import HungarianMatcher
-from models.matching_cost import MatchingCost
-from models.memory_estimate import StepMemory, StepShapes, estimate_step
+from models.init_weights import initialise
+from models.matching.cost import MatchingCost
+from models.matching.hungarian import HungarianMatcher
 from models.neck import Neck
 from models.postprocess import PostProcess
 from models.proposals import FixedBudget, ProposalHead
@@ -71,18 +69,6 @@ def expected_queries(config: Config, objects: Sequence[int]) -> list[int]:
         max_queries=model.d3q.max_queries or model.num_queries,
         round_objects=config.fidelity.round_objects,
     ).tolist()
-
-
-def estimate_training_step(
-    config: Config, *, size: tuple[int, int], objects: Sequence[int], device_type: str, autocast: torch.dtype | None
-) -> StepMemory:
-    """The memory of a training step on images of so many objects each, padded to `size` (H, W) px; takes seconds.
-
-    device_type   cpu | cuda, where the step will run
-    autocast      type of the network where it is not float32
-    """
-    shapes = StepShapes(size, objects, expected_queries(config, objects), device_type, autocast)
-    return estimate_step(partial(build_detector, config), build_criterion(config), shapes)
 
 
 def _build_dino(config: Config) -> DINO:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.boxes import cxcywh_to_xyxy, generalized_iou, size_factor
-from models.matcher import HungarianMatcher, Matches, MatchRequest, match
+from models.matching.hungarian import HungarianMatcher, Matches, MatchRequest, match
 from models.structures import (
     AuxiliaryLoss,
     BoxDistance,

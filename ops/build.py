@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from console import guard_console
+from engine.console import guard_console
 from ops import cuda_build
 from ops.compile import BuildError, NotBuiltError, compile_library, find_compiler
 from ops.cuda_build import NoCudaError, Plan

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import new_file_argument
-from console import guard_console
+from engine.console import guard_console
 from ops import tune_allocation
 from scripts.benchmarks import (
     data,

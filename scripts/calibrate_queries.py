@@ -38,25 +38,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import new_file_argument, path_argument
 from configs.schema import Config
-from console import guard_console
 from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
-from engine.assembly import runs
-from engine.assembly.exit_codes import UsageError, exit_code
-from engine.assembly.resolve import resolve_checkpoint
-from engine.calibration import (
+from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint
+from engine.commands import train as runs
+from engine.commands.exit_codes import UsageError, exit_code
+from engine.commands.resolve import resolve_checkpoint
+from engine.console import guard_console
+from engine.distributed.processes import Processes
+from engine.evaluation.by_count import BinResult, evaluate_by_count, format_settings
+from engine.evaluation.calibration import (
     LEAST_QUERIES_PER_OBJECT,
     Calibration,
     UnreachableCoverageError,
     calibrate,
     calibrate_floor,
 )
-from engine.checkpoint import CheckpointError, load_checkpoint
-from engine.detection_metrics import get_protocol
-from engine.distributed import Processes
-from engine.evaluate import GatheredPredictions, gather_predictions, object_counts, predict_batches
-from engine.evaluate_by_count import BinResult, evaluate_by_count, format_settings
+from engine.evaluation.evaluate import GatheredPredictions, gather_predictions, object_counts, predict_batches
+from engine.metrics.average_precision import get_protocol
 from models.build import build_postprocess
 
 FIT = "fit"

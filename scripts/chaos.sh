@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What takes minutes and must hold all the same: the slow tests, then every experiment of scripts/chaos.py, which prints
-# one table of figures at its end. Arguments go to scripts/chaos.py:
+# What takes minutes and must hold all the same: the slow tests, then every experiment of tests/chaos/experiments.py,
+# which prints one table of figures at its end. Arguments go to it:
 #
 #   bash scripts/chaos.sh                     all
 #   bash scripts/chaos.sh --json chaos.json   the figures as data too
@@ -20,5 +20,5 @@ export OMP_NUM_THREADS=1
 
 status=0
 "$python" -m pytest -m slow || status=$?
-"$python" scripts/chaos.py "$@" || status=$?
+"$python" tests/chaos/experiments.py "$@" || status=$?
 exit "$status"

@@ -25,15 +25,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import escape_path
-from console import guard_console
-from engine.assembly import runs
-from engine.assembly.exit_codes import UsageError, exit_code
-from engine.assembly.resolve import resolve_checkpoint
-from engine.checkpoint import load_checkpoint
-from engine.count_metrics import COUNT_BINS
-from engine.detection_metrics import get_protocol
-from engine.evaluate import ImagePrediction, gather_predictions, predict_batches
-from engine.evaluate_by_count import BinResult, evaluate_by_count
+from engine.checkpoints.checkpoint import load_checkpoint
+from engine.commands import train as runs
+from engine.commands.exit_codes import UsageError, exit_code
+from engine.commands.resolve import resolve_checkpoint
+from engine.console import guard_console
+from engine.evaluation.by_count import BinResult, evaluate_by_count
+from engine.evaluation.evaluate import ImagePrediction, gather_predictions, predict_batches
+from engine.metrics.average_precision import get_protocol
+from engine.metrics.counting import COUNT_BINS
 from models.build import build_postprocess
 
 CONFIG = "configs/dino_d3q_scenes.yaml"

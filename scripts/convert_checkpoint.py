@@ -27,16 +27,16 @@ from torch import nn
 from configs.loader import dump_config, load_config, parse_config
 from configs.paths import path_argument
 from configs.schema import Config
-from console import guard_console
-from datasets.annotations import read_annotations
-from engine.archive import CheckpointError, write_archive
-from engine.assembly.exit_codes import UsageError, exit_code
-from engine.assembly.resolve import fill_input_statistics
-from engine.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
-from engine.foreign_checkpoint import ForeignCheckpoint, read_foreign_checkpoint
-from models.backbone_weights import load_backbone_weights
+from datasets.annotations.table import read_annotations
+from engine.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
+from engine.checkpoints.foreign import ForeignCheckpoint, read_foreign_checkpoint
+from engine.checkpoints.sealed_file import CheckpointError, write_archive
+from engine.commands.exit_codes import UsageError, exit_code
+from engine.commands.resolve import fill_input_statistics
+from engine.console import guard_console
+from models.backbones.weights import load_backbone_weights
 from models.build import build_detector
-from models.conversion import (
+from models.key_mapping import (
     CLASS_TENSORS,
     Naming,
     mmdetection_naming,

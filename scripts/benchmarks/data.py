@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 from datasets.coco import CocoDetection
-from datasets.images import ImageFile, read_image
-from datasets.scenes import make_scene
+from datasets.images.decode import ImageFile, read_image
+from datasets.synthetic.scene import make_scene
 from datasets.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Sample, Transform
 from scripts.benchmarks.harness import Cell, Table, median, peak_resident_mebibytes, seconds_alternately
 

@@ -20,10 +20,11 @@ import torch
 
 from configs.loader import load_config
 from configs.schema import Config
+from engine.commands.step_memory import estimate_training_step
 from engine.memory import FIRST_USE
 from engine.optim import build_optimizer
 from engine.train import AUTOCAST_TYPES
-from models.build import build_criterion, build_detector, estimate_training_step, expected_queries
+from models.build import build_criterion, build_detector, expected_queries
 from scripts.benchmarks import harness
 from scripts.benchmarks.harness import Cell, Table, median
 from scripts.benchmarks.scenes import fix_queries, random_batch

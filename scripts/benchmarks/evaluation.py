@@ -19,9 +19,9 @@ import torch
 from pycocotools.coco import COCO as CocoIndex
 from pycocotools.cocoeval import COCOeval
 
-from engine.detection_metrics import AITOD, DetectionMetrics, ImageRecord, evaluate
-from engine.distributed import Processes
-from engine.evaluate import ImagePrediction, gather_predictions, image_records
+from engine.distributed.processes import Processes
+from engine.evaluation.evaluate import ImagePrediction, gather_predictions, image_records
+from engine.metrics.average_precision import AITOD, DetectionMetrics, ImageRecord, evaluate
 from scripts.benchmarks.harness import Cell, Table, median, peak_resident_mebibytes, seconds_alternately
 
 CLASS_SHARES = (0.01, 0.01, 0.03, 0.05, 0.01, 0.8, 0.08, 0.01)

@@ -18,8 +18,8 @@ from torch import Tensor
 from d3q import LogSizeL1
 from datasets.structures import Target
 from models.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from models.matcher import HungarianMatcher, MatchRequest, match
-from models.matching_cost import ImageCosts, MatchingCost
+from models.matching.cost import ImageCosts, MatchingCost
+from models.matching.hungarian import HungarianMatcher, MatchRequest, match
 from scripts.benchmarks.harness import Cell, Table, costs_alternately, peak_mebibytes
 
 SIDE = 800

@@ -12,10 +12,11 @@ from multiprocessing import get_context
 
 import torch
 
+from engine.commands.step_memory import estimate_training_step
 from engine.memory import FIRST_USE
 from engine.optim import build_optimizer
 from engine.train import AUTOCAST_TYPES
-from models.build import build_criterion, build_detector, estimate_training_step, expected_queries
+from models.build import build_criterion, build_detector, expected_queries
 from ops import tune_allocation
 from scripts.benchmarks.harness import Cell, Table, held_mebibytes, peak_held_mebibytes
 from scripts.benchmarks.scenes import add_scene_options, fix_queries, load_experiment, random_batch

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from console import guard_console
+from engine.console import guard_console
 from ops.cuda_build import NoCudaError, find_nvcc
 
 

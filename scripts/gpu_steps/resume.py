@@ -2,7 +2,7 @@
 
 python -m scripts.gpu_steps.resume FOLDER [--device cuda] [--processes 2]
 
-The toy of scripts/chaos.py with heads that the compiled kernels take, and runtime.deterministic. On GPUs another
+The toy of tests/chaos with heads that the compiled kernels take, and runtime.deterministic. On GPUs another
 undisturbed run tells whether the device repeats itself at all. Exit code 1 where anything differs.
 """
 
@@ -11,13 +11,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from console import guard_console
-from engine.checkpoint import load_checkpoint
+from engine.checkpoints.checkpoint import load_checkpoint
+from engine.console import guard_console
 from ops import tune_allocation
-from scripts.faults.hooks import at_step
-from scripts.faults.launch import Run
-from scripts.faults.resume import terminate_self
-from scripts.faults.toy import BATCHES, Toy, differences
+from tests.chaos.hooks import at_step
+from tests.chaos.launch import Run
+from tests.chaos.resume import terminate_self
+from tests.chaos.toy import BATCHES, Toy, differences
 
 WIDE_HEADS = ["model.hidden_dim=64", "model.neck.num_groups=8"]
 STOPPED = 75

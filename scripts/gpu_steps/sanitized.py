@@ -5,7 +5,7 @@ All dtypes; narrow and wide heads; few queries, numbers of queries that fill no 
 
 import torch
 
-from console import guard_console
+from engine.console import guard_console
 from ops import ms_deform_attn
 from ops.ms_deform_attn import forced_backend
 

@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 
 import pytest
-from tiny_run import write_experiment
 
 import main
 from configs.loader import ConfigError, load_config
 from configs.paths import check_paths, escape_path, expand_path, path_argument
-from engine.checkpoint import load_checkpoint
+from engine.checkpoints.checkpoint import load_checkpoint
+from tests.support.tiny_run import write_experiment
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from multiprocessing import get_all_start_methods
 from pathlib import Path
 
 import pytest
-from tiny_run import write_experiment
 
 from configs.loader import load_config
 from datasets.build import (
@@ -15,6 +14,7 @@ from datasets.build import (
     densest_shapes,
     mean_density,
 )
+from tests.support.tiny_run import write_experiment
 
 STATISTICS = ["data.mean=[0.5, 0.5, 0.5]", "data.std=[0.5, 0.5, 0.5]"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_experiment
 from torch import nn
 
 import main
 from engine.averaging import WeightAverage
-from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.interruption import StopRequest
+from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from engine.distributed.signals import StopRequest
+from tests.support.tiny_run import write_experiment
 
 
 def test_trained_weights_follow_and_the_others_are_kept() -> None:

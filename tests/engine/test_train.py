@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import OptimConfig
 from engine.averaging import WeightAverage
-from engine.distributed import Processes
+from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import build_optimizer
-from engine.step_failures import NonFiniteLossError, StepMemoryError
+from engine.step_errors import NonFiniteLossError, StepMemoryError
 from engine.train import Progress, train_one_epoch
 
 CPU = torch.device("cpu")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from shrunken import SIDE, random_images, random_target, small_config, small_detector
 from torch import Tensor, nn
 
 from engine.acceleration import accelerate
 from models.build import build_criterion
+from tests.support.shrunken import SIDE, random_images, random_target, small_config, small_detector
 
 NAME = "dino_d3q_aitodv2"
 # Fewer channels end the process on some CPUs, see engine/acceleration.py; more stages take minutes to compile.

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from shrunken import SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.structures import Batch
-from engine.distributed import Processes
+from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import build_optimizer
 from engine.train import Progress, train_one_epoch
 from models.build import build_criterion
+from tests.support.shrunken import SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 
 EXACT = {
     *("sigmoid", "logit", "log", "exp", "log_sigmoid_forward", "clamp", "div", "addcdiv"),  # boxes and references

@@ -11,7 +11,15 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from shrunken import (
+from torch import Tensor, nn
+
+from configs.schema import Config
+from datasets.structures import Target
+from models.build import build_criterion, build_postprocess
+from models.criterion import Criterion
+from models.denoising import NoiseDraws
+from models.structures import DetectorOutput
+from tests.support.shrunken import (
     DYNAMIC,
     SIDE,
     SYSTEMS,
@@ -21,14 +29,6 @@ from shrunken import (
     small_detector,
     spread_counts,
 )
-from torch import Tensor, nn
-
-from configs.schema import Config
-from datasets.structures import Target
-from models.build import build_criterion, build_postprocess
-from models.criterion import Criterion
-from models.denoising import NoiseDraws
-from models.structures import DetectorOutput
 
 CASES = 200
 DETECTORS = 5

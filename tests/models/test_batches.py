@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shrunken import (
+from torch import Tensor, nn
+
+from configs.schema import Config
+from models.build import build_criterion, build_postprocess
+from models.postprocess import PostProcess
+from models.structures import DetectorOutput
+from tests.support.shrunken import (
     BASELINES,
     DYNAMIC,
     SIDE,
@@ -15,12 +21,6 @@ from shrunken import (
     small_detector,
     spread_counts,
 )
-from torch import Tensor, nn
-
-from configs.schema import Config
-from models.build import build_criterion, build_postprocess
-from models.postprocess import PostProcess
-from models.structures import DetectorOutput
 
 
 def case(name: str) -> tuple[Config, nn.Module, Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from shrunken import DYNAMIC, SIDE, random_images, random_target, small_config, small_detector, spread_counts
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,6 +10,15 @@ from models.decoder import Memory
 from models.decoding import decode_in_groups, similar_counts
 from models.proposals import query_blocks, select_queries
 from models.structures import SelectedProposals
+from tests.support.shrunken import (
+    DYNAMIC,
+    SIDE,
+    random_images,
+    random_target,
+    small_config,
+    small_detector,
+    spread_counts,
+)
 
 NO_DROPOUT = ["model.encoder.dropout=0.0", "model.decoder.dropout=0.0"]
 

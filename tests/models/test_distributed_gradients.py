@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from shrunken import SIDE, random_images, random_target, small_config, small_detector
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import Config
 from datasets.structures import Target
 from models.build import build_criterion
+from tests.support.shrunken import SIDE, random_images, random_target, small_config, small_detector
 
 LIMIT = 1e-6
 """Of the gradient's norm; rounding comes to 7e-7, with other weights up to 1.3e-6. The density loss outweighs the

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from shrunken import SIDE, random_images, random_target, small_config, small_detector
 
 from models.build import build_criterion, build_detector
 from models.denoising import Denoising
+from tests.support.shrunken import SIDE, random_images, random_target, small_config, small_detector
 
 CONFIG = "dino_d3q_aitodv2"
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from shrunken import CONFIGS, SYSTEMS, small_config
 from torchvision.ops import FrozenBatchNorm2d
 
 from configs.loader import load_config
 from d3q import DensityBudget
 from models.build import build_criterion, build_detector, build_postprocess
 from models.proposals import FixedBudget
+from tests.support.shrunken import CONFIGS, SYSTEMS, small_config
 
 # all (frozen batch normalisation counts, as published), trainable
 PUBLISHED = {

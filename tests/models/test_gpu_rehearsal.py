@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shrunken import DYNAMIC, SIDE, SYSTEMS, random_images, random_target, small_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,13 +22,14 @@ from torch.utils._pytree import tree_leaves
 
 import d3q.density_loss
 import models.criterion
-import models.matcher
-import models.matching_cost
+import models.matching.cost
+import models.matching.hungarian
 import models.postprocess
 import models.proposals
 from configs.schema import Config, FidelityConfig
 from datasets.structures import Batch
 from models.build import build_criterion, build_detector, build_postprocess
+from tests.support.shrunken import DYNAMIC, SIDE, SYSTEMS, random_images, random_target, small_config
 
 OPERATOR = import_module("ops.ms_deform_attn")
 """The module; `ops` has its function under the same name"""
@@ -135,7 +135,7 @@ def to_gpu(detector: nn.Module) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def _make_believe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(models.matcher, "to_host", made_up_answers)
+    monkeypatch.setattr(models.matching.hungarian, "to_host", made_up_answers)
     # As with compiled kernels, whether or not they are built here: their operator tells the shapes by itself.
     monkeypatch.setattr(OPERATOR, "choose_backend", lambda *_: "cuda")
     yield
@@ -185,14 +185,14 @@ def test_without_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_matching_by_short_lists(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of an image with many predictions per object."""
     asked = []
-    cheap = models.matching_cost.ImageCosts.cheap
+    cheap = models.matching.cost.ImageCosts.cheap
 
     def counted(*given: Any) -> Any:
         asked.append(given)
         return cheap(*given)
 
-    monkeypatch.setattr(models.matching_cost.ImageCosts, "cheap", counted)
-    monkeypatch.setattr(models.matcher, "REDUCE_ABOVE", 1)
+    monkeypatch.setattr(models.matching.cost.ImageCosts, "cheap", counted)
+    monkeypatch.setattr(models.matching.hungarian, "REDUCE_ABOVE", 1)
     rehearse(small_config(name), training=True)
     assert asked
 
@@ -220,7 +220,7 @@ PLANTED: dict[str, tuple[Any, str, Callable[[Any], Any], bool]] = {
     "a number in a loss": (models.criterion, "generalized_iou", lambda iou: iou * torch.tensor(1.0), True),
     "in the density loss": (d3q.density_loss, "density_focal_loss", lambda loss: loss + torch.tensor(0.0), True),
     "a loss that is a number": (d3q.density_loss, "density_focal_loss", lambda loss: torch.tensor(0.0), True),
-    "in a matching cost": (models.matching_cost, "generalized_iou", lambda iou: iou + torch.tensor([0.0]), True),
+    "in a matching cost": (models.matching.cost, "generalized_iou", lambda iou: iou + torch.tensor([0.0]), True),
     "rows in postprocess": (models.postprocess, "cxcywh_to_xyxy", lambda box: box * torch.tensor([1.0] * 4), False),
     "a number in postprocess": (models.postprocess, "cxcywh_to_xyxy", lambda box: box * torch.tensor(1.0), False),
     "a result on the host": (models.postprocess, "cxcywh_to_xyxy", lambda box: box.cpu(), False),

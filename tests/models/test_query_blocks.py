@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from shrunken import random_target, small_config, small_detector
 from torch import Tensor, nn
 
 from datasets.structures import Batch
 from models.attention import QueryBlocks, SelfAttention
 from models.denoising import Denoising, denoising_blocks, denoising_mask
 from models.proposals import query_blocks
+from tests.support.shrunken import random_target, small_config, small_detector
 
 DIM, HEADS, QUERIES = 16, 2, 6
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from shrunken import SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.build import build_criterion
+from tests.support.shrunken import SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 
 DROPOUT = ["model.encoder.dropout=0.1", "model.decoder.dropout=0.1"]
 

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from shrunken import SIDE, random_images, random_target, small_config, small_detector
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import models.matcher
+import models.matching.hungarian
 from datasets.structures import Batch
-from engine.distributed import Processes
+from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import build_optimizer
 from engine.train import Progress, train_one_epoch
 from models.build import build_criterion
+from tests.support.shrunken import SIDE, random_images, random_target, small_config, small_detector
 
 WAITING = {
     *("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),  # sizes
@@ -84,7 +84,7 @@ def waits_of_a_step(name: str, objects: list[int], monkeypatch: pytest.MonkeyPat
     images, mask = random_images([(SIDE, SIDE)] * len(objects))
     batch = Batch(images, mask, [random_target(count, seed=i) for i, count in enumerate(objects)])
     waits = Waits()
-    to_host = models.matcher.to_host
+    to_host = models.matching.hungarian.to_host
 
     def counted_to_host(tensors: list[Tensor]) -> list[Tensor]:
         waits.counts["to_host"] += 1
@@ -92,7 +92,7 @@ def waits_of_a_step(name: str, objects: list[int], monkeypatch: pytest.MonkeyPat
         waits.of_the_host.extend(found)
         return found
 
-    monkeypatch.setattr(models.matcher, "to_host", counted_to_host)
+    monkeypatch.setattr(models.matching.hungarian, "to_host", counted_to_host)
     with Copies(waits), Operations(waits):
         train_one_epoch(
             detector,

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from shrunken import DYNAMIC, SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 from torch import Tensor, nn
 
 import models.attention
 from configs.schema import Config
 from datasets.structures import Target
 from models.build import build_criterion
-from models.matcher import NonFiniteCostError
+from models.matching.hungarian import NonFiniteCostError
+from tests.support.shrunken import DYNAMIC, SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 
 STEPS = 10
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from operator_cases import SHAPES, flat, make_inputs, needs_cpp, with_gradients
 from torch import Tensor
 
 from ops.ms_deform_attn import forced_backend, ms_deform_attn
 from ops.reference import ms_deform_attn_reference
+from tests.ops.operator_cases import SHAPES, flat, make_inputs, needs_cpp, with_gradients
 
 pytestmark = needs_cpp
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import every_backend, flat, needs_cpp
 from torch import Tensor
 
 from ops.ms_deform_attn import forced_backend
 from ops.reference import ms_deform_attn_reference
+from tests.ops.operator_cases import every_backend, flat, needs_cpp
 
 CALLS = int(os.environ.get("D3Q_FUZZ_CALLS", "1500"))
 NAMES = ("value", "sampling_locations", "attention_weights")

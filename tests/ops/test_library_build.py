@@ -31,7 +31,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         monkeypatch.setattr(module, "library_folders", lambda: folders)
     monkeypatch.setattr(build, "load_built_library", lambda: None)
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("D3Q_OPS_CUDA", "0")  # tests/ops/test_cuda_build.py builds with CUDA
+    monkeypatch.setenv("D3Q_OPS_CUDA", "0")  # tests/ops/cuda/test_cuda_build.py builds with CUDA
     return folders
 
 
@@ -50,7 +50,8 @@ def start(code: list[str], folder: Path, **environment: str) -> subprocess.Popen
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "ops", tmp_path / "ops", ignore=shutil.ignore_patterns("_build", "__pycache__"))
-    shutil.copy(ROOT / "console.py", tmp_path)
+    (tmp_path / "engine").mkdir()
+    shutil.copy(ROOT / "engine" / "console.py", tmp_path / "engine")
     return tmp_path
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from operator_cases import SHAPES, every_backend, flat, make_inputs, with_gradients
 
 from ops import ms_deform_attn
 from ops.ms_deform_attn import forced_backend
 from ops.reference import ms_deform_attn_reference
+from tests.ops.operator_cases import SHAPES, every_backend, flat, make_inputs, with_gradients
 
 through_both = pytest.mark.parametrize("operator", [False, True], ids=["function", "operator"])
 

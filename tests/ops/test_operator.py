@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from operator_cases import SHAPES, every_backend, flat, make_inputs, with_gradients
 from torch import Tensor, nn
 
 from ops import cuda_kernels, ms_deform_attn
 from ops.library import is_loaded
 from ops.ms_deform_attn import choose_backend, forced_backend
+from tests.ops.operator_cases import SHAPES, every_backend, flat, make_inputs, with_gradients
 
 MAPS = SHAPES["five maps"][-1]
 operator_module = importlib.import_module("ops.ms_deform_attn")  # `ops.ms_deform_attn` is the function

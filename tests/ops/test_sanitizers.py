@@ -35,9 +35,12 @@ pytestmark = pytest.mark.skipif(not runtimes(), reason="no g++ with AddressSanit
 
 def copy_project(folder: Path) -> None:
     shutil.copytree(ROOT / "ops", folder / "ops", ignore=shutil.ignore_patterns("_build", "__pycache__"))
-    shutil.copy(ROOT / "console.py", folder)
+    (folder / "engine").mkdir()
+    shutil.copy(ROOT / "engine" / "console.py", folder / "engine")
     for name in ("test_fuzz.py", "operator_cases.py"):
-        shutil.copy(ROOT / "tests" / "ops" / name, folder)
+        target = folder / "tests" / "ops" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tests" / "ops" / name, target)
 
 
 def fuzz(folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -55,7 +58,7 @@ def fuzz(folder: Path) -> "subprocess.CompletedProcess[str]":
     assert built.returncode == 0, built.stderr
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-s", "-c", os.devnull, f"--rootdir={folder}", "-p", "no:cacheprovider",
-         "test_fuzz.py", "-k", "kernels or cpp"],
+         "tests/ops/test_fuzz.py", "-k", "kernels or cpp"],
         cwd=folder,
         env=environment
         | {

@@ -1,0 +1,148 @@
+"""Image files -> 8-bit RGB, or a DataError that says what is wrong with the file."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from datasets.findings import one_line
+from datasets.images.orientation import ExifPolicy, Frame, choose_frame, into_frame, read_orientation, stored_size
+from datasets.images.samples import Samples, read_samples
+from datasets.structures import DataError
+
+MAX_PIXELS = 89_478_485
+"""Of an image, unless told otherwise: a quarter of a gigabyte, where Pillow begins to warn of decompression bombs."""
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+"""Pillow knows dozens more, old and seldom tested ones; a file may claim any of them."""
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, LookupError, TypeError, ArithmeticError),
+    *(AssertionError, AttributeError),
+)
+"""What Pillow raises for damaged files and for kinds of a format that it does not know"""
+_FETCH_OR_CONVERT = "fetch the file again, or convert it to 8-bit RGB where its kind is the problem"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Where an image is and what its annotation file says of it.
+
+    path    the file
+    size    (height, width) that the annotation file promises, px
+    entry   where it promises it, for messages: "train.json: images[3] (id 17)"
+    """
+
+    path: Path
+    size: tuple[int, int]
+    entry: str
+
+
+@dataclass(frozen=True)
+class ImageTraits:
+    """What is done to an image when it is read: mode it had, frame it is read in, later frames ignored."""
+
+    mode: str
+    frame: Frame
+    animated: bool
+
+
+def read_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto") -> Image.Image:
+    """Decode one image to RGB.
+
+    exif     whether a camera's rotation is undone; auto: where only the turned size is the promised one
+    raises   DataError for a missing, empty, truncated, foreign, too large or deep image, and for another size
+
+    An animation gives its first frame; palette, grey, CMYK and alpha become RGB.
+    """
+    with _opened(file, max_pixels, exif) as (image, frame):
+        image = into_frame(image, frame)
+        return (image.convert("LA") if image.mode == "La" else image).convert("RGB")
+
+
+def inspect_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto") -> ImageTraits:
+    """The same checks on the header alone, without decoding. Raises DataError."""
+    with _opened(file, max_pixels, exif) as (image, frame):
+        return ImageTraits(image.mode, frame, bool(getattr(image, "is_animated", False)))
+
+
+@contextmanager
+def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tuple[Image.Image, Frame]]:
+    """The image with its header read and checked; errors of decoding it inside the context are DataErrors too."""
+    where = one_line(str(file.path))
+
+    def failure(reason: str, problem: str) -> DataError:
+        return DataError(f"{where}: {problem} ({file.entry})", reason)
+
+    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own guard, which also covers what a format nests inside
+    _silence_pillow()
+    samples = None
+    try:
+        with file.path.open("rb") as stream:
+            samples = read_samples(stream)
+        if samples is not None and (fault := samples.fault()) is not None:
+            raise failure(*fault)
+        with Image.open(file.path, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} px")
+            yield image, _find_frame(image, file, exif)
+    except FileNotFoundError:
+        raise failure("missing_image", "no such image; check data.root and file_name") from None
+    except IsADirectoryError:
+        raise failure("missing_image", "is a folder, not an image; check file_name") from None
+    except PermissionError:
+        raise failure("unreadable_image", "may not be read; change its permissions") from None
+    except Image.DecompressionBombError as error:
+        problem = f"{error}: more pixels than data.max_image_pixels {max_pixels}; cut it into tiles or raise the limit"
+        raise failure("image_bomb", problem) from None
+    except UnidentifiedImageError:
+        raise failure(*_foreign_content(file.path, samples)) from None
+    except _DECODER_ERRORS as error:
+        reason = one_line(str(error)) or type(error).__name__
+        raise failure("broken_image", f"cannot decode: {reason}; {_FETCH_OR_CONVERT}") from None
+
+
+@functools.cache
+def _silence_pillow() -> None:
+    """What it logs and warns of, without a file's name, would go to the terminal; what matters is a DataError here."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def _find_frame(image: Image.Image, file: ImageFile, exif: ExifPolicy) -> Frame:
+    """Raises DataError where the image has another size than annotated."""
+    height, width = file.size
+    orientation = read_orientation(image, file.path)
+    stored = stored_size(image, orientation)
+    frame = choose_frame(stored, orientation, (width, height), exif)
+    if frame is not None:
+        return frame
+    note = f" as stored, with EXIF orientation {orientation} (data.exif: {exif})" if orientation > 1 else ""
+    raise DataError(
+        f"{one_line(str(file.path))}: is {stored[0]} x {stored[1]} px{note}, but {file.entry} says width {width}, "
+        f"height {height}; correct the annotation file or restore the image it was made from (boxes would be "
+        "misplaced)",
+        "image_size",
+    )
+
+
+def _foreign_content(path: Path, samples: Samples | None) -> tuple[str, str]:
+    """Reason and problem of a file that Pillow cannot place; samples: what its header says, where that can be read."""
+    if samples is not None:
+        return "broken_image", f"cannot decode: a {samples.kind} of a kind that is not known; {_FETCH_OR_CONVERT}"
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if not head:
+        return "empty_image", "is empty (0 bytes); fetch the file again"
+    if head.startswith(b"version https://git-lfs"):
+        return "not_an_image", "is a Git LFS pointer, not an image; run `git lfs pull`"
+    if head[:1] == b"<":
+        return "not_an_image", "is a web page or XML, not an image; fetch the file again"
+    known = ", ".join(FORMATS)
+    return "not_an_image", f"is not an image of {known}; fetch it again or convert it to PNG or JPEG"

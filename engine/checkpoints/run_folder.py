@@ -1,0 +1,254 @@
+"""The folder of a run: held by one run at a time, its latest checkpoints, and `status.json` for who watches it."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Self, TextIO
+
+import torch
+
+from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from engine.checkpoints.sealed_file import DamagedError, sync_folder, write_temporary
+from engine.distributed.processes import Processes, gather_rows
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Errors of file systems without locks: there nothing stops a second run."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors of writing"""
+
+
+class RunFolderError(Exception):
+    """A folder that a run cannot be in: another run holds it, or nothing (more) can be written."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """The checkpoint that a run goes on from."""
+
+    checkpoint: Checkpoint
+    path: Path
+    """Its file"""
+    warning: str | None = None
+    """Why it is not the file that was asked for"""
+
+
+def load_newest(path: Path) -> Resumption:
+    """The checkpoint, or the newest whole one that was kept before it (last.1.pth before last.pth).
+
+    Raises CheckpointError for one that does not fit, DamagedError where there is no whole one.
+    """
+    try:
+        return Resumption(load_checkpoint(path), path)
+    except DamagedError as error:
+        for earlier in _earlier_files(path):
+            with suppress(DamagedError):
+                found = load_checkpoint(earlier)
+                return Resumption(found, earlier, f"warning: {error}. Going on from {earlier} ({found.place})")
+        raise
+
+
+class RunFolder:
+    """While its context is open, this run holds the folder, which is created.
+
+    path      the folder
+    keep      latest checkpoints to keep: last.pth, last.1.pth before it, ...; best.pth besides
+    resumed   the file that the run goes on from
+    codes     exit code of each expected error, for status.json
+
+    Only the main process writes; every method that may raise RunFolderError does so on all processes, and must be
+    called on all, except `save_last` and `save_best`.
+    """
+
+    def __init__(
+        self, path: Path, processes: Processes, *, keep: int, resumed: Path | None, codes: Mapping[type[Exception], int]
+    ) -> None:
+        self.path = path
+        self.last = path / "last.pth"
+        self._processes = processes
+        self._keep = keep
+        # A damaged file must not take the place of a whole one, nor a link, whose file may change.
+        own = resumed is not None and resumed.resolve() == self.last.resolve()
+        self._last_is_whole = own and not self.last.is_symlink()
+        self._codes = codes
+        self._lock: TextIO | None = None
+        self._place = {"epoch": 0, "step": 0}
+
+    def __enter__(self) -> Self:
+        problem = None
+        if self._processes.is_main:
+            try:
+                self._open()
+            except (OSError, RunFolderError) as error:
+                problem = str(error) if isinstance(error, RunFolderError) else self._not_writable(error)
+        self._raise_everywhere(problem)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """An error of writing a file in the folder (logs, results) becomes a RunFolderError."""
+        if self._lock is None:
+            return
+        unwritten = error if isinstance(error, OSError) and self._is_of_writing(error) else None
+        kind = RunFolderError if unwritten is not None else kind
+        code = 0 if kind is None else next((code for error, code in self._codes.items() if issubclass(kind, error)), 1)
+        state = "finished" if kind is None else "interrupted" if code == 75 else "failed"
+        with suppress(OSError):
+            self._write_status(state, code)
+        self._lock.close()
+        if unwritten is not None:
+            raise RunFolderError(self._not_saved(Path(unwritten.filename), unwritten)) from unwritten
+
+    def require_space(self, checkpoint_bytes: int) -> None:
+        """Raises RunFolderError unless all checkpoints of this size that are yet to come fit on the disk."""
+        problem = lacking_space(self.path, checkpoint_bytes, keep=self._keep) if self._processes.is_main else None
+        self._raise_everywhere(problem)
+
+    def save_last(self, checkpoint: Checkpoint) -> None:
+        """Write last.pth; the one before it becomes last.1.pth. At every moment a whole checkpoint is there."""
+        try:
+            temporary = write_temporary(self.last, checkpoint.content())
+            if self._last_is_whole:
+                self._shift()
+            os.replace(temporary, self.last)
+            sync_folder(self.path)
+        except OSError as error:
+            raise RunFolderError(self._not_saved(self.last, error)) from error
+        self._last_is_whole = True
+        self._place = {"epoch": checkpoint.epoch, "step": checkpoint.step}
+        with suppress(OSError):  # the checkpoint counts
+            self._write_status("running", None)
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write best.pth."""
+        try:
+            save_checkpoint(self.path / "best.pth", checkpoint)
+        except OSError as error:
+            raise RunFolderError(self._not_saved(self.path / "best.pth", error)) from error
+
+    def _open(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / "run.lock").open("a+", encoding="utf-8")
+        try:
+            # Of this process alone: loader workers that outlive it for a moment do not hold it, as with flock.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                lock.seek(0)
+                holder = lock.read().strip() or "another run"
+                lock.close()
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+                raise RunFolderError(
+                    f"{self.path} is in use by {holder}; wait until it ends, or set another runtime.output_dir"
+                ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n")
+        lock.flush()
+        self._lock = lock
+        for stray in [*self.path.glob("*.pth.tmp"), *self.path.glob("*.json*.partial")]:
+            stray.unlink()  # of a run that was killed while it wrote
+        _own_files(self.path)
+        if self._last_is_whole:
+            self._place = saved_place(self.path)
+        self._write_status("running", None)
+
+    def _shift(self) -> None:
+        names = [self.last, *(_earlier_file(self.last, i) for i in range(1, self._keep))]
+        for newer, older in reversed(list(pairwise(names[1:]))):
+            if newer.exists():
+                os.replace(newer, older)
+        if len(names) > 1 and self.last.exists():
+            link = names[1].with_name(names[1].name + ".tmp")
+            try:
+                os.link(self.last, link)  # last.pth is never missing, not even for a moment
+                os.replace(link, names[1])
+            except OSError:  # a file system without links
+                os.replace(self.last, names[1])
+
+    def _write_status(self, state: str, exit_code: int | None) -> None:
+        status = {"state": state, "exit_code": exit_code, **self._place, "time": _now()}
+        status |= {"process": os.getpid(), "host": socket.gethostname()}
+        partial = self.path / "status.json.partial"
+        partial.write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, self.path / "status.json")
+
+    def _raise_everywhere(self, problem: str | None) -> None:
+        failed = gather_rows(torch.tensor([problem is not None], dtype=torch.int64), self._processes).any()
+        if failed:
+            raise RunFolderError(problem or f"{self.path}: the main process cannot use it")
+
+    def _is_of_writing(self, error: OSError) -> bool:
+        named = isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(self.path)
+        return named and error.errno in NO_ROOM | {errno.EACCES, errno.EPERM}
+
+    def _not_writable(self, error: OSError) -> str:
+        return f"{self.path}: not writable ({error.strerror}); set runtime.output_dir to a folder that is"
+
+    def _not_saved(self, path: Path, error: OSError) -> str:
+        free = shutil.disk_usage(self.path).free
+        return (
+            f"{path}: not written ({error.strerror}, {free / 1e6:.0f} MB free); the checkpoints before are whole. "
+            f"Make room, then go on with --resume {self.last}"
+        )
+
+
+def lacking_space(folder: Path, checkpoint_bytes: int, *, keep: int) -> str | None:
+    """What to say where the disk has no room for the checkpoints of this size that are yet to come."""
+    there = [folder / "last.pth", *_earlier_files(folder / "last.pth"), folder / "best.pth"]
+    files = keep + 2  # best.pth, and one that is being written
+    needed = files * checkpoint_bytes - sum(path.stat().st_size for path in there if path.exists())
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    if free >= needed:
+        return None
+    return (
+        f"{folder}: {files} checkpoints of {checkpoint_bytes / 1e6:.0f} MB need {needed / 1e6:.0f} MB, but "
+        f"{free / 1e6:.0f} MB are free; make room, set runtime.output_dir to another disk, or lower "
+        "runtime.keep_checkpoints"
+    )
+
+
+def saved_place(folder: Path) -> dict[str, int]:
+    """Epoch and step of the last checkpoint that was saved in a run folder, as its status.json has them; 0 of none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        return {name: int(status[name]) for name in ("epoch", "step")}
+    return {"epoch": 0, "step": 0}
+
+
+def _own_files(folder: Path) -> None:
+    """Files that a copy by links (`cp -al`, `cp -as`) shares with another folder become its own: logs are appended to.
+
+    Checkpoints are replaced, never written into; the lock is held.
+    """
+    for file in folder.rglob("*"):
+        shared = file.is_file() and (file.is_symlink() or file.stat().st_nlink > 1)
+        if shared and file.suffix != ".pth" and file.name != "run.lock":
+            partial = file.with_name(file.name + ".partial")
+            shutil.copyfile(file, partial)
+            os.replace(partial, file)
+
+
+def _earlier_file(path: Path, age: int) -> Path:
+    return path.with_name(f"{path.stem}.{age}{path.suffix}")
+
+
+def _earlier_files(path: Path) -> list[Path]:
+    """Those that exist, newest first."""
+    found = {}
+    for file in path.parent.glob(f"{path.stem}.*{path.suffix}"):
+        age = file.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix)
+        if age.isdecimal():
+            found[int(age)] = file
+    return [found[age] for age in sorted(found)]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,156 @@
+"""The check before a training, assembled from a config as the training would be."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from configs.paths import expand_path
+from configs.schema import Config
+from datasets.build import build_dataset, check_classes, check_images, densest_batch, open_root
+from datasets.coco import CocoDetection
+from datasets.findings import Findings
+from datasets.statistics import describe_scaled
+from datasets.structures import Batch, DataError
+from engine.checkpoints.checkpoint import CheckpointError, load_weights
+from engine.checkpoints.folder_use import require_folder
+from engine.checkpoints.run_folder import Resumption, RunFolderError, lacking_space
+from engine.commands.exit_codes import UsageError, expected_errors
+from engine.commands.preflight import Part, Preflight, TrialError, try_step
+from engine.commands.setup import attention_on, compare_data, load_initial_weights, resolve_initial_density
+from engine.distributed.processes import Processes
+from engine.optim import build_optimizer
+from engine.trainer import checkpoint_bytes
+from engine.wording import counted
+from models.build import build_criterion, build_detector
+from ops.report import devices_here
+
+Start = Resumption | CheckpointError | None
+"""What --resume gave: a checkpoint, what is wrong with it, or nothing"""
+
+
+def check(config: Config, start: Start, processes: Processes, *, full: bool) -> int:
+    """Look at everything that a training needs, and try its densest step; returns the exit code.
+
+    full   decode every image, instead of reading its header
+    """
+    if processes.world_size > 1:
+        raise UsageError("--check is for one process: start it without torchrun")
+    # A cache would decode every image; that is for --check-full.
+    config = replace(config, data=replace(config.data, cache_images="none"))
+    folder = expand_path(str(config.runtime.output_dir), "runtime.output_dir")
+    codes = expected_errors()
+    preflight = Preflight(folder, codes={**codes, TrialError: 1}, finding_code=codes[DataError])
+    splits = _check_data(config, preflight, full=full)
+    training_set = next((split for split in splits if split.training), None)
+    if training_set is not None and not isinstance(start, Resumption):
+        config = resolve_initial_density(config, training_set)
+    detector = build_detector(config)
+    with preflight.part("weights") as part:
+        part.say(_load_weights(config, start, detector, processes))
+    with preflight.part("deformable attention") as part:
+        part.say("\n".join(map(str, attention_on(devices_here(processes.device)))))
+    with preflight.part("one training step") as part:
+        batch = None if training_set is None else _densest_batch(config, training_set, skip=preflight.failed)
+        if training_set is None or batch is None:
+            part.say("not tried, without training data")
+        else:
+            _try_steps(config, detector, batch, processes, part, images=len(training_set))
+    with preflight.part("disk") as part:
+        needed = checkpoint_bytes(detector, averaged=config.optim.ema_decay > 0)
+        if not isinstance(start, CheckpointError):
+            require_folder(folder, start, processes)
+        if problem := lacking_space(folder, needed, keep=config.runtime.keep_checkpoints):
+            raise RunFolderError(problem)
+        part.say(f"room for {config.runtime.keep_checkpoints + 2} checkpoints of {needed / 1e6:.0f} MB in {folder}")
+    return preflight.close()
+
+
+def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence[CocoDetection]:
+    """The splits that can be opened at all."""
+    splits: list[CocoDetection] = []
+    with preflight.part("data root") as part:
+        part.say(str(open_root(config.data)))
+    if preflight.failed:
+        return splits
+    for training in (True, False):
+        name = "training" if training else "evaluation"
+        findings = Findings()
+        with preflight.part(f"{name} data", findings) as part:
+            try:
+                dataset = build_dataset(
+                    config.data,
+                    training=training,
+                    seed=config.runtime.seed,
+                    num_classes=config.model.num_classes,
+                    findings=findings,
+                )
+            except DataError:
+                if not findings.counts("error"):
+                    raise
+                part.say("nothing is left beside what has errors")
+                continue
+            splits.append(dataset)
+            scaled = describe_scaled(dataset.scaled_sizes(config.data.image_size), config.data.image_size)
+            part.say("\n".join([str(dataset.statistics()), scaled, *dataset.remarks()]))
+            check_classes(dataset, config.model.num_classes)
+    pixels = []
+    for dataset in splits:
+        findings = Findings()
+        with preflight.part(f"{'training' if dataset.training else 'evaluation'} images", findings) as part:
+            pixels.append(check_images(dataset, config.data, findings, decode=full))
+            part.say(f"{len(dataset):,} in {dataset.images_root}: {'decoded' if full else 'headers read'}")
+    if len(splits) == 2:
+        findings = compare_data(
+            config, splits[0], splits[1], pixels=(pixels[0], pixels[1]) if len(pixels) == 2 else None
+        )
+        with preflight.part("both splits", findings) as part:
+            part.say("compared: categories, images in both, objects with the number of queries")
+    return splits
+
+
+def _load_weights(config: Config, start: Start, detector: nn.Module, processes: Processes) -> str:
+    """What the training starts from, loaded; raises CheckpointError."""
+    if isinstance(start, CheckpointError):
+        raise start
+    if start is None:
+        return load_initial_weights(detector, config, processes)
+    load_weights(detector, start.checkpoint.model, source=str(start.path))
+    start.checkpoint.require_training_state(start.path)
+    try:
+        build_optimizer(detector, config.optim).load_state_dict(start.checkpoint.optimizer)
+    except ValueError as error:
+        raise CheckpointError(f"{start.path}: its optimiser does not fit: {error}") from error
+    return f"{start.path}: {start.checkpoint.place}"
+
+
+def _densest_batch(config: Config, training_set: CocoDetection, *, skip: bool) -> Batch | None:
+    """None where no image is there, which is a finding already."""
+    try:
+        return densest_batch(training_set, config.data, skip=skip)
+    except DataError as error:
+        if error.reason == "missing_image":
+            return None
+        raise
+
+
+def _try_steps(
+    config: Config, detector: nn.Module, batch: Batch, processes: Processes, part: Part, *, images: int
+) -> None:
+    detector.to(processes.device)
+    criterion = build_criterion(config)
+    seconds = []
+    for what, tried in (("the densest images", batch), ("the same without objects", batch.without_objects())):
+        trial = try_step(detector, criterion, tried, device=processes.device, amp=config.runtime.amp)
+        objects, (height, width) = sum(len(target.labels) for target in tried.targets), tried.images.shape[-2:]
+        seconds.append(trial.seconds)
+        part.say(
+            f"{what}: {len(tried)} of {width} x {height} px, {objects:,} objects, at most {trial.queries:,} queries "
+            f"each: {trial.seconds:.2f} s, peak memory {trial.memory_mb:,.0f} MB"
+        )
+    steps = -(-images // config.data.batch_size)
+    hours = sorted(config.optim.epochs * steps * pace / 3600 for pace in seconds)
+    part.say(
+        f"{counted(config.optim.epochs, 'epoch')} of {counted(steps, 'such step')} on {processes.device.type}: "
+        f"{hours[0]:.1f} to {hours[1]:.1f} hours, evaluations not counted"
+    )

@@ -1,0 +1,86 @@
+"""An evaluation made visible: report on the terminal, numbers in files, gallery of pictures."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.distributed.processes import Processes
+from engine.evaluation.evaluate import Evaluation, ImagePrediction, ObjectRecord
+from engine.evaluation.gallery import Picture, draw_gallery
+from engine.evaluation.report import Report, format_report, report_record
+from engine.logger import RunLogger, naming
+
+
+def show_evaluation(
+    evaluation: Evaluation,
+    *,
+    objects: Sequence[ObjectRecord],
+    class_names: Sequence[str],
+    read_image: Callable[[int], Image.Image],
+    score_threshold: float,
+    logger: RunLogger,
+    folder: Path,
+    step: int,
+) -> None:
+    """Write `evaluation.txt`, `evaluation.json`, `gallery.png` into the folder, and tell the logger.
+
+    objects      of all images; read_image takes their index
+    """
+    labels = [record.labels[~record.crowd] for record in objects]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=len(class_names))
+    report = Report(
+        metrics=evaluation.metrics,
+        class_names=class_names,
+        objects_per_class=counts.tolist(),
+        counts=evaluation.counts,
+        seconds_per_image=evaluation.seconds_per_image,
+        peak_memory_mb=evaluation.peak_memory_mb,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    text, record = format_report(report), report_record(report)
+    logger.say(f"step {step}\n{text}")
+    with naming(folder):
+        (folder / "evaluation.txt").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        (folder / "evaluation.json").write_text(json.dumps(record | {"step": step}, indent=1) + "\n", encoding="utf-8")
+    numbers = record["detection"] | {f"count/{name}": value for name, value in record["counts"].items()}
+    logger.record("evaluation", step, {name: value for name, value in numbers.items() if value is not None})
+    if evaluation.pictures:
+        index = {truth.image_id: i for i, truth in enumerate(objects)}
+        pictures = [
+            _picture(found, objects[index[found.image_id]], read_image(index[found.image_id]))
+            for found in evaluation.pictures
+        ]
+        gallery = draw_gallery(pictures, class_names, score_threshold)
+        with naming(folder):
+            gallery.save(folder / "gallery.png")
+        logger.image("evaluation/gallery", step, gallery)
+
+
+def gallery_indices(objects_per_image: np.ndarray, wanted: int, processes: Processes) -> list[int]:
+    """Images of the main process, evenly over the range of object counts; none on other processes."""
+    mine = range(processes.rank, len(objects_per_image), processes.world_size)
+    by_count = sorted(mine, key=lambda index: int(objects_per_image[index]))
+    wanted = min(wanted, len(by_count))
+    if not processes.is_main or wanted == 0:
+        return []
+    return [by_count[round(i * (len(by_count) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
+
+
+def _picture(found: ImagePrediction, truth: ObjectRecord, image: Image.Image) -> Picture:
+    boxes = truth.boxes[~truth.crowd]
+    return Picture(
+        image_id=found.image_id,
+        image=np.asarray(image),
+        object_boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        object_labels=truth.labels[~truth.crowd],
+        boxes=found.boxes.numpy(),
+        scores=found.scores.numpy(),
+        labels=found.labels.numpy(),
+        num_queries=found.num_queries,
+        predicted_count=found.predicted_count,
+        density_map=None if found.density_map is None else found.density_map.numpy(),
+        density_extent=found.density_extent,
+    )

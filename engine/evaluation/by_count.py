@@ -1,0 +1,78 @@
+"""Accuracy and cost over the range of object counts: what a query budget gives where."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.evaluation.evaluate import GatheredPredictions, ObjectRecord, image_records, object_counts
+from engine.evaluation.report import format_number, format_percent, format_table
+from engine.metrics.average_precision import Protocol, evaluate
+from engine.metrics.counting import COUNT_BINS, count_metrics
+
+
+@dataclass(frozen=True)
+class BinResult:
+    """The images of one count bin, evaluated as a data set of their own; NaN where there is nothing to measure."""
+
+    images: int
+    average_precision: float
+    """The protocol's mAP"""
+    average_recall: float
+    """At the protocol's largest number of detections"""
+    mean_queries: float
+    coverage: float
+    """Share of the images with at least as many queries as objects"""
+
+
+def evaluate_by_count(
+    found: GatheredPredictions, objects: Sequence[ObjectRecord], *, num_classes: int, protocol: Protocol
+) -> dict[str, BinResult]:
+    """Results of all images under "all", then of every bin of COUNT_BINS."""
+    counts = object_counts(found, objects)
+    metrics = count_metrics(None, found.num_queries, counts)
+    count_of = dict(zip(found.image_ids.tolist(), counts.tolist(), strict=True))
+    records = list(image_records(found, objects))
+    results = {}
+    for name, (low, high) in {"all": (0, math.inf), **COUNT_BINS}.items():
+        chosen = [record for record in records if low <= count_of[record.image_id] <= high]
+        summary = evaluate(chosen, num_classes=num_classes, protocol=protocol).summary()
+        suffix = "" if name == "all" else f"_{name}"
+        results[name] = BinResult(
+            images=len(chosen),
+            average_precision=_measured(summary["mAP"]),
+            average_recall=_measured(summary[f"AR@{protocol.max_detections[-1]}"]),
+            mean_queries=metrics[f"mean_queries{suffix}"],
+            coverage=metrics[f"coverage{suffix}"],
+        )
+    return results
+
+
+def format_settings(settings: Mapping[str, Mapping[str, BinResult]]) -> str:
+    """A table with the settings under one another in every bin; shares in percent, `-` where nothing is measured.
+
+    settings   name -> results of `evaluate_by_count`, all on the same images
+    """
+    rows = []
+    for name in ("all", *COUNT_BINS):
+        if not any(results[name].images for results in settings.values()):
+            rows.append([name, "0", *"-----"])
+            continue
+        for index, (setting, results) in enumerate(settings.items()):
+            result = results[name]
+            rows.append(
+                [
+                    "" if index else name,
+                    "" if index else str(result.images),
+                    setting,
+                    format_percent(result.average_precision),
+                    format_percent(result.average_recall),
+                    format_number(result.mean_queries, ".1f"),
+                    format_percent(result.coverage),
+                ]
+            )
+    heading = ["objects in image", "images", "setting", "AP, %", "AR, %", "mean queries", "queries >= objects, %"]
+    return format_table(heading, rows)
+
+
+def _measured(value: float) -> float:
+    return math.nan if value == -1 else value

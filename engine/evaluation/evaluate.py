@@ -1,0 +1,230 @@
+"""Evaluation: every image once, on however many processes; metrics, count errors, pictures."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.distributed.processes import Processes, gather_rows
+from engine.memory import peak_memory_mb
+from engine.metrics.average_precision import DetectionMetrics, ImageRecord, evaluate
+from engine.metrics.average_precision import Protocol as MetricProtocol
+from engine.metrics.counting import count_metrics
+from engine.step_errors import NonFiniteLossError
+from engine.train import TrainingBatch, autocast
+
+
+class ObjectRecord(Protocol):
+    """The objects of one image as its annotation file has them; boxes (N, 4) xywh px."""
+
+    @property
+    def image_id(self) -> int: ...
+    @property
+    def boxes(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def areas(self) -> np.ndarray: ...
+    @property
+    def crowd(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What the detector said of one image."""
+
+    image_id: int
+    boxes: Tensor
+    """(N, 4) float32 xyxy px of the file"""
+    scores: Tensor
+    """(N,) descending"""
+    labels: Tensor
+    """(N,)"""
+    num_queries: int
+    predicted_count: float | None
+    """None without a density map"""
+    density_map: Tensor | None
+    """(H, W) objects per cell, of the padded network input"""
+    density_extent: tuple[float, float]
+    """Share (height, width) of the map that the image covers"""
+
+
+@dataclass(frozen=True, eq=False)
+class GatheredPredictions:
+    """What the detector said of all images; the same on every process, but for the pictures and the time."""
+
+    image_ids: np.ndarray
+    """(I,) int64, ascending: sums over the images come out alike on any number of processes"""
+    first_detection: np.ndarray
+    """(I,) int64: row of the first detection of image i"""
+    num_detections: np.ndarray
+    """(I,) int64: its rows, from the first on"""
+    num_queries: np.ndarray
+    """(I,)"""
+    predicted_counts: np.ndarray | None
+    """(I,) objects; None without a density map"""
+    detections: np.ndarray
+    """(N, 6) float32 x0, y0, x1, y1, score, label; px of the file"""
+    pictures: list[ImagePrediction]
+    """Predictions of the wanted images that this process had"""
+    seconds_per_image: float
+    """Of this process"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of an evaluation; the same on every process, but for the pictures."""
+
+    metrics: DetectionMetrics
+    counts: dict[str, float]
+    seconds_per_image: float
+    """Forward pass and postprocessing, batch time over batch size, mean over the images of this process"""
+    peak_memory_mb: float
+    """GPU memory where there is one, otherwise the largest resident size of the process"""
+    pictures: list[ImagePrediction]
+    """Predictions of the wanted images that this process had"""
+
+
+@torch.inference_mode()
+def predict_batches(
+    detector: nn.Module,
+    postprocess: Callable[..., Sequence[Any]],
+    batches: Iterable[TrainingBatch],
+    *,
+    device: torch.device,
+    amp: str,
+) -> Iterator[tuple[list[ImagePrediction], float]]:
+    """Predictions on the CPU and seconds, batch by batch."""
+    detector.eval()
+    for batch in batches:
+        start = time.perf_counter()
+        batch = batch.to(device, non_blocking=True)
+        with autocast(device, amp):
+            output = detector(batch.images, batch.padding_mask)
+        sizes = [target.size for target in batch.targets]
+        detections = postprocess(output, sizes, [target.original_size for target in batch.targets])
+        density_map, predicted_count = output.aux.get("density_map"), output.aux.get("predicted_count")
+        height, width = batch.images.shape[-2:]
+        yield (
+            [
+                ImagePrediction(
+                    image_id=target.image_id,
+                    boxes=found.boxes.cpu(),
+                    scores=found.scores.cpu(),
+                    labels=found.labels.cpu(),
+                    num_queries=int(output.num_queries[i]),
+                    predicted_count=None if predicted_count is None else float(predicted_count[i]),
+                    density_map=None if density_map is None else density_map[i, 0].cpu(),
+                    density_extent=(target.size[0] / height, target.size[1] / width),
+                )
+                for i, (target, found) in enumerate(zip(batch.targets, detections, strict=True))
+            ],
+            time.perf_counter() - start,
+        )
+
+
+def evaluate_detector(
+    predictions: Iterable[tuple[list[ImagePrediction], float]],
+    objects: Iterable[ObjectRecord],
+    *,
+    num_classes: int,
+    protocol: MetricProtocol,
+    processes: Processes,
+    picture_ids: frozenset[int] = frozenset(),
+) -> Evaluation:
+    """Gather the predictions of all processes and compare them with the objects of all images.
+
+    predictions   of this process's share of the images
+    objects       of every image of the data set
+    picture_ids   images whose predictions are kept whole
+    """
+    found = gather_predictions(predictions, processes=processes, picture_ids=picture_ids)
+    records = list(objects)
+    counts = count_metrics(found.predicted_counts, found.num_queries, object_counts(found, records))
+    return Evaluation(
+        metrics=evaluate(image_records(found, records), num_classes=num_classes, protocol=protocol),
+        counts=counts,
+        seconds_per_image=found.seconds_per_image,
+        peak_memory_mb=peak_memory_mb(processes.device),
+        pictures=found.pictures,
+    )
+
+
+def gather_predictions(
+    predictions: Iterable[tuple[list[ImagePrediction], float]],
+    *,
+    processes: Processes,
+    picture_ids: frozenset[int] = frozenset(),
+) -> GatheredPredictions:
+    """The predictions of all processes, without the density maps; arguments as in `evaluate_detector`."""
+    rows, images, pictures, seconds = [torch.zeros(0, 6)], [], [], 0.0
+    for batch, batch_seconds in predictions:
+        seconds += batch_seconds
+        for found in batch:
+            rows.append(torch.cat([found.boxes, found.scores[:, None], found.labels[:, None]], dim=1).float())
+            count = np.nan if found.predicted_count is None else found.predicted_count
+            images.append([found.image_id, found.num_queries, count, len(found.boxes)])
+            if found.image_id in picture_ids:
+                pictures.append(found)
+    # Ids up to 2^53 are exact in float64, and so are labels up to 2^24 in float32.
+    table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 4), processes).numpy()
+    order = np.argsort(table[:, 0], kind="stable")
+    last_detection = np.cumsum(table[:, 3])[order]
+    table = table[order]
+    detections = torch.cat(rows)
+    rows.clear()  # as large as all detections
+    return GatheredPredictions(
+        image_ids=table[:, 0].astype(np.int64),
+        first_detection=(last_detection - table[:, 3]).astype(np.int64),
+        num_detections=table[:, 3].astype(np.int64),
+        num_queries=table[:, 1],
+        predicted_counts=None if np.isnan(table[:, 2]).any() else table[:, 2],
+        detections=gather_rows(detections, processes).numpy(),
+        pictures=pictures,
+        seconds_per_image=seconds / max(len(images), 1),
+    )
+
+
+def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
+    """Detections and objects side by side, image by image; each image must be among the predicted.
+
+    Raises NonFiniteLossError, on all processes alike.
+    """
+    position_of = {image_id: position for position, image_id in enumerate(found.image_ids.tolist())}
+    for record in objects:
+        position = position_of[record.image_id]
+        first, count = int(found.first_detection[position]), int(found.num_detections[position])
+        mine = found.detections[first : first + count].astype(np.float64)
+        if not np.isfinite(mine).all():
+            raise NonFiniteLossError(
+                f"the predictions of image {record.image_id} are not finite: training has diverged; go on from an "
+                "earlier checkpoint with a lower optim.lr"
+            )
+        yield ImageRecord(
+            image_id=record.image_id,
+            gt_boxes=record.boxes,
+            gt_labels=record.labels,
+            gt_areas=record.areas,
+            gt_crowd=record.crowd,
+            boxes=np.concatenate([mine[:, :2], mine[:, 2:4] - mine[:, :2]], axis=1),
+            scores=mine[:, 4],
+            labels=mine[:, 5].astype(np.int64),
+        )
+
+
+def object_counts(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> np.ndarray:
+    """(I,) annotated objects in the order of `found`, crowd regions left out.
+
+    Raises ValueError unless every image was predicted exactly once.
+    """
+    counts = {record.image_id: int((~record.crowd).sum()) for record in objects}
+    seen, times = np.unique(found.image_ids, return_counts=True)
+    if (times > 1).any():
+        raise ValueError(f"images {seen[times > 1][:10].tolist()} were predicted twice")
+    if missing := sorted(counts.keys() - set(seen.tolist())):
+        raise ValueError(f"{len(missing)} images were not predicted, for example {missing[:10]}")
+    return np.array([counts[image_id] for image_id in found.image_ids.tolist()])

@@ -1,1 +1,0 @@
-"""The experiments of scripts/chaos.py, one module each."""

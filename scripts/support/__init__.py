@@ -1,0 +1,1 @@
+"""What several scripts share: the COCO writer, files out of wheels. No commands."""

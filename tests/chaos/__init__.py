@@ -1,0 +1,1 @@
+"""The experiments of tests/chaos/experiments.py, one module each."""

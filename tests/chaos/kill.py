@@ -1,0 +1,84 @@
+"""kill -9 at random moments around saving: a whole checkpoint is there, and the run goes on to the same bits."""
+
+import argparse
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from engine.checkpoints.checkpoint import load_checkpoint
+from engine.checkpoints.sealed_file import CheckpointError
+from tests.chaos.finding import Finding
+from tests.chaos.hooks import at_save, note_saves
+from tests.chaos.launch import Run
+from tests.chaos.toy import EPOCHS, Toy
+
+SAVES = 2 * EPOCHS + 1
+"""last.pth after every epoch and every evaluation, best.pth once: the toy's score does not rise"""
+
+
+def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
+    finding = Finding("kill -9", f"{options.moments} moments around saving")
+    draw = random.Random(options.seed)
+    around = 2 * save_seconds(toy)
+    unreadable = strays = fresh = 0
+    for _ in range(options.moments):
+        number, delay = draw.randint(1, SAVES), draw.uniform(0, around)
+        place = f"save {number}, {1e3 * delay:.1f} ms after its begin"
+        folder = toy.folder("kill")
+        problems = [] if kill(toy, folder, number=number, delay=delay) else ["the run did not save"]
+        strays += len(leftovers(folder))
+        broken = [path.name for path in folder.glob("*.pth") if not readable(path)]
+        unreadable += len(broken)
+        fresh += not any(folder.glob("last*.pth"))
+        problems += [f"{name} is not readable" for name in broken]
+        problems += toy.finish(folder)
+        problems += [f"{path.name} is left" for path in leftovers(folder)]
+        finding.add(place, problems)
+    finding.figures = {
+        "unreadable checkpoints": unreadable,
+        "files of killed saves, all swept": strays,
+        "latest, ms after the begin of a save": round(1e3 * around),
+        "killed before the first checkpoint": fresh,
+    }
+    yield finding
+
+
+def save_seconds(toy: Toy) -> float:
+    """Median of the saves of an undisturbed run."""
+    folder = toy.folder("saves")
+    seconds = folder.with_suffix(".seconds")
+    Run(toy.begin(folder), log=folder.with_suffix(".txt"), hook=partial(note_saves, seconds)).expect(0)
+    return statistics.median(map(float, seconds.read_text().split()))
+
+
+def kill(toy: Toy, folder: Path, *, number: int, delay: float) -> bool:
+    """SIGKILL so many seconds after the save of this number began; whether there was one."""
+    reader, writer = os.pipe()
+    run = Run(toy.begin(folder), log=folder.with_suffix(".txt"), hook=partial(at_save, number, partial(tell, writer)))
+    os.close(writer)
+    begun = os.read(reader, 1)
+    os.close(reader)
+    time.sleep(delay)
+    run.processes[0].kill()
+    run.wait()
+    return bool(begun)
+
+
+def tell(writer: int) -> None:
+    os.write(writer, b".")
+
+
+def readable(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [*folder.glob("*.tmp"), *folder.glob("*.partial")]

@@ -1,0 +1,85 @@
+"""Programs that take turns: while one works, the others are stopped, so that what slows the machine slows all alike."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tests.chaos.launch import FORK
+
+TURN = 0.5
+"""Seconds"""
+Clock = tuple[float, float]
+"""Wall and CPU seconds"""
+
+
+def side_by_side(programs: Sequence["Program"]) -> list[Clock]:
+    """What each needed, without the turns of the others; the first one begins. Where one fails, all are ended."""
+    try:
+        while working := [program for program in programs if program.cpu is None]:
+            for program in working:
+                program.take_turn()
+        for program in programs:
+            program.end()
+    finally:
+        for program in programs:
+            program.kill()
+    return [(program.wall, program.cpu or 0.0) for program in programs]
+
+
+class Program:
+    """A forked process.
+
+    work   called with what is given and a connection; what it does within `in_turns` is clocked
+    """
+
+    def __init__(self, work: Callable[..., None], *given: Any) -> None:
+        self._lane, theirs = FORK.Pipe()
+        self._process = FORK.Process(target=work, args=(*given, theirs))
+        self._process.start()
+        theirs.close()
+        self._lane.recv()  # it is ready, and waits
+        self._stopped = False
+        self.wall = 0.0
+        self.cpu: float | None = None
+        """None until it is done"""
+
+    def take_turn(self) -> None:
+        """Raises EOFError where the process has failed."""
+        start = time.perf_counter()
+        self._go_on()
+        if self._lane.poll(TURN):
+            self.cpu = self._lane.recv()
+        self.wall += time.perf_counter() - start
+        self._signal(signal.SIGSTOP)
+        self._stopped = True
+
+    def end(self) -> None:
+        """Let it do what is not clocked."""
+        self._go_on()
+        self._process.join()
+
+    def kill(self) -> None:
+        """Without effect once it has ended."""
+        self._process.kill()
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            self._signal(signal.SIGCONT)
+        else:
+            self._lane.send(None)
+
+    def _signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+
+def in_turns(work: Callable[[], object], lane: Connection) -> None:
+    """Do the clocked part."""
+    lane.send(None)
+    lane.recv()
+    start = time.process_time()
+    work()
+    lane.send(time.process_time() - start)

@@ -1,0 +1,191 @@
+"""Whole runs from the command line: train, evaluate, resume, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from engine.checkpoints.checkpoint import load_checkpoint
+from tests.support.tiny_run import write_experiment
+
+ROOT = Path(main.__file__).parent
+COUNTS = [3, 0, 0, 5, 2]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    return write_experiment(tmp_path, train=COUNTS, val=[4, 0, 1, 3, 2])
+
+
+def run(config: Path, output: Path, *settings: str) -> None:
+    assert main.main(["--config", str(config), "--set", f"runtime.output_dir={output}", *settings]) == 0
+
+
+def numbers(folder: Path) -> dict:
+    record = json.loads((folder / "evaluation.json").read_text())
+    return {key: record[key] for key in ("detection", "classes", "counts")}
+
+
+def flat_tensors(value: object, name: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return {key: tensor for k, v in items for key, tensor in flat_tensors(v, f"{name}.{k}").items()}
+
+
+def test_a_run_leaves_everything_and_its_checkpoint_gives_the_same_numbers(experiment: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(experiment, output)
+    for name in ("config.yaml", "last.pth", "best.pth", "log.txt", "metrics.jsonl", "evaluation/gallery.png"):
+        assert (output / name).is_file(), name
+    assert list((output / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert steps == list(range(1, 10))  # five images in batches of two, three epochs
+    assert {"loss/class", "loss/encoder.giou", "loss/density", "lr/backbone", "gradient_norm"} <= set(records[0])
+    assert main.main(["--eval", "--resume", str(output / "last.pth")]) == 0
+    assert numbers(output / "evaluation_last") == numbers(output / "evaluation")
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stopping_and_resuming_gives_bit_identical_weights(
+    experiment: Path, tmp_path: Path, stop: int, workers: int
+) -> None:
+    run(experiment, tmp_path / "whole")
+    run(experiment, tmp_path / "parts", f"optim.epochs={stop}", f"data.num_workers={workers}")
+    last = tmp_path / "parts" / "last.pth"
+    assert main.main(["--resume", str(last), "--set", "optim.epochs=3"]) == 0
+    whole, parts = load_checkpoint(tmp_path / "whole" / "last.pth"), load_checkpoint(last)
+    assert (whole.epoch, whole.step, whole.best_score) == (parts.epoch, parts.step, parts.best_score)
+    for name in ("model", "optimizer", "random_states"):
+        expected, found = flat_tensors(getattr(whole, name)), flat_tensors(getattr(parts, name))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+    first, second = (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
+    train_steps = [
+        [json.loads(line)["step"] for line in path.read_text().splitlines() if '"train"' in line]
+        for path in (first, second)
+    ]
+    assert train_steps[0] == train_steps[1]
+
+
+@pytest.mark.parametrize(("free", "enough"), [(2**20, False), (2**40, True)])
+def test_training_says_beforehand_whether_the_memory_suffices(
+    experiment: Path, tmp_path: Path, free: int, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.commands.setup.available_bytes", lambda: free)
+    run(experiment, tmp_path / "run", "optim.epochs=1")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    before, _, _ = log.partition("epoch 1  step 1")
+    (line,) = (line for line in before.splitlines() if "GiB are free" in line)
+    assert "the densest 2 image(s) (48x40 px, up to 5 objects)" in line
+    assert ("warning: not enough memory" in line) == ("runtime.recompute: layers" in line) == (not enough)
+
+
+def test_a_finished_run_says_so(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(experiment, tmp_path / "run", "optim.epochs=1")
+    assert main.main(["--resume", str(tmp_path / "run" / "last.pth")]) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fixed", ["model.d3q=null", "model.denoising=null"])
+def test_without_a_part(experiment: Path, tmp_path: Path, fixed: str) -> None:
+    run(experiment, tmp_path / "run", "optim.epochs=1", fixed)
+    counts = numbers(tmp_path / "run" / "evaluation")["counts"]
+    assert (counts["count_MAE"] is None) == (fixed == "model.d3q=null")
+
+
+def test_two_processes_train_and_evaluate_each_image_once(experiment: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(ROOT / "main.py")]
+    arguments = ["--config", str(experiment), "--set", f"runtime.output_dir={output}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((output / "evaluation" / "evaluation.json").read_text())
+    assert record["counts"]["images"] == 5
+    checkpoint = load_checkpoint(output / "last.pth")
+    assert len(checkpoint.random_states) == 2
+    assert checkpoint.step == 6  # three images per process, two per step, three epochs
+    assert main.main(["--eval", "--resume", str(output / "last.pth")]) == 0
+    assert numbers(output / "evaluation_last") == numbers(output / "evaluation")
+
+
+def test_init_from_takes_what_fits_only_when_asked(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(experiment, tmp_path / "first", "optim.epochs=1", "model.num_queries=20")
+    start = [f"init_from={tmp_path / 'first' / 'last.pth'}", "optim.epochs=1"]
+    refused = ["--config", str(experiment), "--set", f"runtime.output_dir={tmp_path / 'second'}", *start]
+    assert main.main([*refused, "model.encoder.ffn_dim=64"]) == 4
+    assert "reset_head: true" in capsys.readouterr().err
+    run(experiment, tmp_path / "second", *start, "reset_head=true", "optim.lr=1e-12", "model.encoder.ffn_dim=64")
+    first, second = (load_checkpoint(tmp_path / name / "last.pth").model for name in ("first", "second"))
+    assert torch.allclose(first["content_queries.weight"], second["content_queries.weight"][:20], atol=1e-6)
+    assert torch.allclose(first["decoder.norm.weight"], second["decoder.norm.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("queries", "line"),
+    [(30, "all 20 trained rows, 10 more at initial values"), (10, "the first 10 of 20 trained rows")],
+)
+def test_trained_query_rows_start_a_table_of_another_length(
+    experiment: Path, tmp_path: Path, queries: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(experiment, tmp_path / "first", "optim.epochs=1", "model.num_queries=20")
+    start = [f"init_from={tmp_path / 'first' / 'last.pth'}", f"model.num_queries={queries}", *STANDSTILL]
+    output = [f"runtime.output_dir={tmp_path / 'second'}"]
+    assert main.main(["--config", str(experiment), "--check", "--set", *start, *output]) == 0
+    assert f"last.pth; content_queries.weight: {line}\n" in capsys.readouterr().out
+    run(experiment, tmp_path / "second", *start)
+    assert f"last.pth; content_queries.weight: {line}" in (tmp_path / "second" / "log.txt").read_text()
+    first, second = (load_checkpoint(tmp_path / name / "last.pth").model for name in ("first", "second"))
+    assert first.keys() == second.keys()
+    for name, value in second.items():
+        rows = min(len(value), len(first[name])) if name == "content_queries.weight" else None
+        assert torch.allclose(first[name][:rows] if rows else first[name], value[:rows] if rows else value, atol=1e-6)
+    assert len(second["content_queries.weight"]) == queries
+
+
+DENSITY_BIAS = "query_budget.density_branch.output.bias"
+STANDSTILL = ("optim.epochs=1", "optim.lr=1e-12")
+"""A run whose last weights are its first ones."""
+
+
+def initial_density(folder: Path) -> float:
+    return float(load_checkpoint(folder / "last.pth").model[DENSITY_BIAS].sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"), [("null", "0.0167"), ("0.1", "0.1")]
+)  # 10 objects in 5 x 10 x 12 cells
+def test_a_fresh_density_map_starts_at_the_mean_of_the_data_or_at_a_given_number(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, expected: str
+) -> None:
+    run(experiment, tmp_path / "run", *STANDSTILL, f"model.d3q.initial_density={setting}")
+    assert initial_density(tmp_path / "run") == pytest.approx(float(expected), rel=1e-3)
+    assert f"from random weights; density {expected} objects per cell" in capsys.readouterr().out
+    assert f"initial_density: {expected}\n" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_trained_density_map_is_kept(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(experiment, tmp_path / "first", *STANDSTILL, "model.d3q.initial_density=0.3")
+    run(experiment, tmp_path / "baseline", *STANDSTILL, "model.d3q=null")
+    settings = (*STANDSTILL, "model.d3q.initial_density=null", "reset_head=true")
+    capsys.readouterr()
+    run(experiment, tmp_path / "second", *settings, f"init_from={tmp_path / 'first' / 'last.pth'}")
+    assert "objects per cell" not in capsys.readouterr().out
+    assert initial_density(tmp_path / "second") == pytest.approx(0.3, rel=1e-3)
+    run(experiment, tmp_path / "third", *settings, f"init_from={tmp_path / 'baseline' / 'last.pth'}")
+    assert "density 0.0167 objects per cell" in capsys.readouterr().out
+    assert initial_density(tmp_path / "third") == pytest.approx(0.0167, rel=1e-3)
+    resumed = ["--resume", str(tmp_path / "first" / "last.pth")]
+    assert main.main([*resumed, "--set", "optim.epochs=2", "model.d3q.initial_density=null"]) == 0
+    assert initial_density(tmp_path / "first") == pytest.approx(0.3, rel=1e-3)

@@ -1,0 +1,153 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_weights,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from engine.checkpoints.sealed_file import SEAL_LENGTH, DamagedError
+
+CHECKPOINT = Checkpoint(
+    model={"weight": torch.arange(6.0).view(2, 3)},
+    config="model: {}\n",
+    categories=["a", "b"],
+    epoch=2,
+    step=20,
+    optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+    scaler={},
+    random_states=[torch.arange(5, dtype=torch.uint8)],
+    best_score=0.25,
+    evaluated=True,
+)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, CHECKPOINT)
+    found = load_checkpoint(path)
+    assert torch.equal(found.model["weight"], CHECKPOINT.model["weight"])
+    assert torch.equal(found.random_states[0], CHECKPOINT.random_states[0])
+    assert found.optimizer["param_groups"] == CHECKPOINT.optimizer["param_groups"]
+    assert (found.config, found.categories, found.epoch, found.step) == ("model: {}\n", ["a", "b"], 2, 20)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_file_of_the_first_format_is_loaded(tmp_path: Path) -> None:
+    """It has no seal, and was always saved at the end of an epoch."""
+    path = tmp_path / "last.pth"
+    content = {**CHECKPOINT.content(), "format": 1}
+    del content["batch"], content["batches"]
+    torch.save(content, path)
+    found = load_checkpoint(path)
+    assert torch.equal(found.model["weight"], CHECKPOINT.model["weight"])
+    assert (found.epoch, found.batch) == (2, 0)
+
+
+def test_a_failing_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, CHECKPOINT)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, replace(CHECKPOINT, epoch=3))
+    assert load_checkpoint(path).epoch == 2
+
+
+@pytest.mark.parametrize("position", [0.3, 0.5, 0.9])
+def test_every_damaged_byte_is_noticed(tmp_path: Path, position: float) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, replace(CHECKPOINT, model={"weight": torch.randn(200, 200)}))
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.pth"):
+        load_checkpoint(path)
+
+
+def test_weights_must_fit_unless_reset() -> None:
+    detector = nn.ModuleDict({"body": nn.Linear(2, 3), "content_queries": nn.Embedding(4, 2), "head": nn.Linear(3, 5)})
+    state = {name: torch.full_like(value, 7.0) for name, value in detector.state_dict().items()}
+    state |= {
+        "head.weight": torch.zeros(2, 3),
+        "head.bias": torch.zeros(2),
+        "content_queries.weight": torch.zeros(3, 2),
+    }
+    del state["body.bias"]
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors missing, 0 unexpected, 3 of another shape; first: body\.bias"
+    ):
+        load_weights(detector, state, source="x.pth")
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    loaded = load_weights(detector, state, source="x.pth", starts=True, reset=True)
+    assert set(loaded.initial) == {"body.bias", "head.weight", "head.bias"}
+    assert loaded.tables == {"content_queries.weight": (3, 4)}
+    after = detector.state_dict()
+    assert (after["body.weight"] == 7).all()
+    assert torch.equal(after["head.weight"], before["head.weight"])
+    assert (after["content_queries.weight"][:3] == 0).all()
+    assert torch.equal(after["content_queries.weight"][3], before["content_queries.weight"][3])
+
+
+@pytest.mark.parametrize("table", ["content_queries", "query_maker.content"])
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [(2, ".weight: all 2 trained rows, 3 more at initial values"), (9, ".weight: the first 5 of 9 trained rows")],
+)
+def test_a_training_starts_from_a_query_table_of_any_length(table: str, reset: bool, rows: int, line: str) -> None:
+    parent, _, name = table.rpartition(".")
+    holder = nn.ModuleDict({name: nn.Embedding(5, 2)})
+    detector = nn.ModuleDict({"body": nn.Linear(2, 3), **({parent: holder} if parent else holder)})
+    initial = detector.state_dict()[f"{table}.weight"].clone()
+    trained = torch.arange(2.0 * rows, dtype=torch.float64).view(rows, 2)
+    state = {**detector.state_dict(), f"{table}.weight": trained}
+    with pytest.raises(CheckpointError, match=rf"0 unexpected, 1 of another shape; first: {table}.weight"):
+        load_weights(detector, state, source="x.pth")  # an evaluation or a run that goes on wants the very table
+    loaded = load_weights(detector, state, source="x.pth", starts=True, reset=reset)
+    assert (loaded.initial, loaded.describe_tables()) == ([], [table + line])
+    after, both = detector.state_dict()[f"{table}.weight"], min(rows, 5)
+    assert torch.equal(after[:both], trained[:both].float())
+    assert torch.equal(after[both:], initial[both:])
+    wider = {**state, f"{table}.weight": torch.zeros(rows, 3)}
+    with pytest.raises(CheckpointError, match="1 of another shape"):
+        load_weights(detector, wider, source="x.pth", starts=True)
+
+
+def test_weights_of_something_else_are_refused_even_with_reset() -> None:
+    with pytest.raises(CheckpointError, match="not one"):
+        load_weights(nn.Linear(2, 2), {"other": torch.zeros(1)}, source="x.pth", starts=True, reset=True)
+
+
+def test_random_state_is_restored() -> None:
+    state = random_state(torch.device("cpu"))
+    first = torch.rand(5)
+    restore_random_state(state, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), first)
+
+
+def test_a_broken_seal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, CHECKPOINT)
+    content = bytearray(path.read_bytes())
+    for position in range(len(content) - SEAL_LENGTH, len(content)):
+        content[position] ^= 1
+        path.write_bytes(content)
+        content[position] ^= 1
+        with pytest.raises(DamagedError, match=r"last\.pth"):
+            load_checkpoint(path)
+    path.write_bytes(content)
+    torch.save(torch.load(path, weights_only=True), path)
+    with pytest.raises(DamagedError, match="checksum"):
+        load_checkpoint(path)

@@ -1,0 +1,50 @@
+"""The README's commands: files that they name exist, and the cheap ones run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    return [line.split(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("command", commands())
+def test_files_of_a_command_exist(command: str) -> None:
+    made_by_the_user = ("runs/", ".venv/")
+    for word in shlex.split(command):
+        if re.search(r"\.(py|sh|yaml)$", word) and not word.startswith(made_by_the_user):
+            assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if "--print-config" in command])
+def test_cheap_commands_run(command: str) -> None:
+    words = shlex.split(command)
+    assert words[0] == "python"
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "detector: dino" in done.stdout
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_every_shipped_experiment_is_listed() -> None:
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert path.name in README

@@ -1,0 +1,73 @@
+"""What is told before torch is imported, whose import takes seconds: usage, mistakes in a config, a resolved config."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.commands.exit_codes import EARLY_ERRORS, expected_errors
+
+ROOT = Path(__file__).parents[2]
+SCENES = ["--config", "configs/dino_d3q_scenes.yaml"]
+HEAVY = ("torch", "torchvision", "scipy", "pycocotools")
+PROGRAM = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+code = 0
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    code = end.code
+print("imported:", *sorted({name.partition(".")[0] for name in sys.modules} & set(HEAVY)))
+sys.exit(code)
+"""
+
+
+def started(*command: str) -> tuple[int, str, list[str]]:
+    """Exit code, all that it said, and the heavy packages that it imported."""
+    program = PROGRAM.replace("HEAVY", repr(HEAVY))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    said, _, imported = done.stdout.rpartition("imported:")
+    return done.returncode, said + done.stderr, imported.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "--allow-config-change"),
+        (["--nonsense"], 2, "unrecognized arguments: --nonsense"),
+        (["--eval"], 2, "error: --eval needs --resume"),
+        ([*SCENES, "--set", "optim.lrr=1"], 2, "did you mean 'lr'"),
+        (["--config", "configs/none.yaml"], 2, "configs/none.yaml"),
+        ([*SCENES, "--set", "data.root=$NO_SUCH_VARIABLE"], 2, "NO_SUCH_VARIABLE is not set"),
+        ([*SCENES, "--print-config"], 0, "mean: [0.498"),
+        ([*SCENES, "--print-config", "--resume", "auto", "--set", "runtime.output_dir=runs/none"], 0, "runs/none"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_main_answers_without_torch(arguments: list[str], code: int, said: str) -> None:
+    found, text, imported = started("main.py", *arguments)
+    assert (found, imported) == (code, [])
+    assert said in text
+
+
+@pytest.mark.parametrize("name", ["make_scenes", "prepare_neon_trees", "fetch_weights"])
+def test_scripts_that_need_no_torch_do_not_import_it(name: str) -> None:
+    code, text, imported = started(f"scripts/{name}.py", "--help")
+    assert (code, imported) == (0, [])
+    assert "--out" in text
+
+
+def test_the_check_itself_sees_torch() -> None:
+    code, text, imported = started("main.py", "--eval", "--resume", "none.pth")
+    assert code == 4
+    assert "none.pth: no such checkpoint" in text
+    assert "torch" in imported
+
+
+def test_early_errors_are_among_all() -> None:
+    assert EARLY_ERRORS.items() <= expected_errors().items()
+    assert {2, 3, 4, 5, 6, 75} <= set(expected_errors().values())
