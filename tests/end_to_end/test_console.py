@@ -252,7 +252,8 @@ def test_a_pipe_that_does_not_wait_for_its_reader_loses_nothing() -> None:
 
 
 def test_no_file_gets_the_number_of_a_closed_descriptor(tmp_path: Path) -> None:
-    code = "import os; from engine import console; console.guard_console(); f = open('a', 'w'); g = os.open('b', os.O_CREAT); "
+    code = "import os; from engine import console; console.guard_console(); "
+    code += "f = open('a', 'w'); g = os.open('b', os.O_CREAT); "
     code += "os.write(2, b'stray'); os.system('echo stray'); open('c', 'w').write(f'{f.fileno()} {g}')"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     script = tmp_path / "program.py"
