@@ -1,4 +1,4 @@
-"""Images on their way to the training: tried again, replaced where that is allowed, named where a worker fails."""
+"""Loader of images: retries, substitutes for unreadable images, and errors that name the image a worker failed at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -180,3 +181,21 @@ def _hanging(loader: ImageLoader) -> str:
         f"no batch in {loader.timeout:.0f} s; loading: {'; '.join(images) or 'nothing that is known'}. Look at the "
         "storage, or set data.worker_timeout higher"
     )
+
+
+def ignore_job_signals(_: int) -> None:
+    """`worker_init_fn`: DataLoader workers ignore signals sent to the process group, which clusters and terminals do.
+
+    The training process needs its workers until its step is done: SIGINT and SIGHUP are ignored, SIGTERM too unless the
+    parent sent it. Workers end when their parent closes the loader or dies.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -7,8 +7,10 @@ from torch import nn
 
 from configs.paths import expand_path
 from configs.schema import Config
-from datasets.build import build_dataset, check_classes, check_images, densest_batch, open_root
+from datasets.build import build_dataset, open_root
+from datasets.checks import check_classes, check_images
 from datasets.coco import CocoDetection
+from datasets.density import densest_batch
 from datasets.findings import Findings
 from datasets.statistics import describe_scaled
 from datasets.structures import Batch, DataError

@@ -10,8 +10,10 @@ from torch import nn
 
 from configs.paths import expand_path
 from configs.schema import Config
-from datasets.build import build_dataset, check_classes, check_query_limit, compare_splits, densest_shapes, mean_density
+from datasets.build import build_dataset
+from datasets.checks import check_classes, check_query_limit, compare_splits
 from datasets.coco import CocoDetection
+from datasets.density import densest_shapes, mean_density
 from datasets.findings import Findings
 from datasets.images.cache import available_bytes
 from datasets.images.same_files import Digests

@@ -9,7 +9,8 @@ from torch import nn
 from configs.loader import dump_config
 from configs.paths import expand_path
 from configs.schema import Config
-from datasets.build import build_dataset, build_eval_loader, build_train_loader, check_trained_classes
+from datasets.build import build_dataset, build_eval_loader, build_train_loader
+from datasets.checks import check_trained_classes
 from datasets.coco import CocoDetection
 from datasets.loading import ImageLoader, worker_failures_named
 from datasets.structures import Batch

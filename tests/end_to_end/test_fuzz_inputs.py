@@ -22,7 +22,8 @@ from PIL import Image
 
 import main
 from configs.loader import ConfigError, dump_config, load_config, parse_config
-from datasets.build import build_dataset, check_classes
+from datasets.build import build_dataset
+from datasets.checks import check_classes
 from datasets.findings import one_line
 from datasets.images.decode import ImageFile, inspect_image, read_image
 from datasets.structures import DataError, SampleKey

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from configs.loader import load_config
-from datasets.build import build_dataset, check_classes, compare_splits
+from datasets.build import build_dataset
+from datasets.checks import check_classes, compare_splits
 from datasets.coco import CocoDetection
 from datasets.findings import Findings
 from datasets.structures import DataError
