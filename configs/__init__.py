@@ -1,1 +1,1 @@
-"""Experiment configs: the schema, the strict loader, and one YAML file per experiment."""
+"""The schema, the strict loader, and one YAML file per experiment. Nothing here imports torch or builds anything."""

@@ -1,4 +1,4 @@
-"""Two configs of one run: what differs, and whether it matters to who goes on."""
+"""Which config changes are safe when a run resumes."""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -9,7 +9,7 @@ from configs.schema import Config
 HARMLESS = (
     "optim.epochs",
     "optim.processes",
-    "data.root",  # the data themselves are compared by their digest
+    "data.root",  # the data are compared by digest
     "data.max_image_pixels",
     "data.follow_links",
     "data.num_workers",
@@ -27,11 +27,11 @@ HARMLESS = (
     "runtime.start_timeout",
     "runtime.hang_timeout",
 )
-"""Keys that a run may change where it goes on: the weights of every step stay those of an unbroken run."""
+"""Keys that may change when a run resumes: the weights of every step are those of an uninterrupted run."""
 
 
 def harmful_differences(config: Config, earlier: Config) -> list[str]:
-    """One line per key that makes another training of it."""
+    """One line per changed key that changes the training."""
     now, before = dict(_leaves(config)), dict(_leaves(earlier))
     keys = [key for key in {**before, **now} if key not in HARMLESS]
     return [

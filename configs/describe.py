@@ -27,7 +27,7 @@ def describe_schema(schema: type = Config) -> str:
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, on one line; fields without one are left out."""
+    """The docstring under each field of a dataclass, on one line; fields without one are skipped."""
     definition = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
     assert isinstance(definition, ast.ClassDef)
     docs = {}

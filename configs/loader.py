@@ -1,7 +1,7 @@
-"""Files -> frozen dataclasses: strict, with file, line and path in every error.
+"""Load YAML files as frozen dataclasses: strict, with file, line and path in every error.
 
 A file is read as a tree (`configs/tree.py`), merged with its includes and the overrides, and turned into the
-dataclasses of `configs/schema.py`. Everything here follows the dataclasses' own types; no key is named.
+dataclasses of `configs/schema.py`. The types of the dataclasses decide everything; no key is named here.
 """
 
 import os
@@ -49,7 +49,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
-    """A resolved experiment, such as a checkpoint holds; `source` names it in errors. It may not include.
+    """A resolved experiment, such as the one in a checkpoint; `source` names it in errors. Includes are not allowed.
 
     Raises ConfigError.
     """
@@ -135,7 +135,7 @@ def _apply(schema: Any, tree: Tree, overrides: Sequence[str]) -> Tree:
 
 
 def _options(schema: Any, path: str) -> tuple[Any, ...]:
-    """The types that a key may have, such as (str, NoneType); of an unknown key, which is refused later, text."""
+    """The types that a key may have, such as (str, NoneType); text for an unknown key, which is refused later."""
     options: tuple[Any, ...] = (schema,)
     for name in path.split("."):
         block = next((option for option in options if is_dataclass(option)), None)
@@ -157,7 +157,7 @@ def _build(schema: type[T], tree: Tree) -> T:
 
 @dataclass(frozen=True)
 class _Builder:
-    """A problem is noted and its value becomes INVALID; the rest is still checked."""
+    """Builds dataclasses from a tree. A faulty value becomes INVALID and is recorded; the rest is still checked."""
 
     root: type
     problems: list[str]
@@ -231,7 +231,7 @@ class _Builder:
             return self.fail(deepest(tree, error.field), join(path, error.field), error.reason)
 
     def suggestion(self, key: str, siblings: Sequence[str]) -> str:
-        """A sibling of a similar name, or else a key of this very name in another block."""
+        """A sibling with a similar name, or else a key of the same name in another block."""
         if len(self.problems) >= MAX_PROBLEMS:  # not shown, and looking for it takes a millisecond
             return ""
         elsewhere = [path for path in schema_keys(self.root) if path.rpartition(".")[2] == key]

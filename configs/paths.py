@@ -1,4 +1,4 @@
-"""Paths as written by people: `~` and `$NAME` are expanded where a path is opened, and saved as they stand."""
+"""Expand `~` and `$NAME` in paths when they are opened; configs keep them as written."""
 
 import argparse
 import os
@@ -12,11 +12,11 @@ VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)
 
 
 def expand_path(text: str, key: str) -> Path:
-    """The path with a leading `~` or `~user` and every `$NAME` and `${NAME}` in their values; `$$` is a dollar sign.
+    """Expand a leading `~` or `~user` and every `$NAME` and `${NAME}`; `$$` is a dollar sign.
 
     key   names the text in errors
 
-    Raises ConfigError for a variable that is not set or empty, and for a user without a home.
+    Raises ConfigError for a variable that is unset or empty, and for a user without a home folder.
     """
 
     def value(found: re.Match[str]) -> str:
@@ -43,7 +43,7 @@ def escape_path(path: Path | str) -> str:
 
 
 def path_argument(text: str) -> Path:
-    """The type of a path in a command line: as written where it exists, as the shell has expanded it, else expanded."""
+    """Argparse type of a path: as written if it exists (the shell expanded it), otherwise expanded."""
     if os.path.lexists(text):
         return Path(text)
     try:
@@ -53,7 +53,7 @@ def path_argument(text: str) -> Path:
 
 
 def new_file_argument(text: str) -> Path:
-    """The type of a file in a command line that is to be written: one that does not exist yet."""
+    """Argparse type of a file to be written, which must not exist."""
     path = path_argument(text)
     if os.path.lexists(path):
         raise argparse.ArgumentTypeError(f"{path} exists; remove it or choose another name")

@@ -1,4 +1,4 @@
-"""Every knob of an experiment: frozen dataclasses, typed, documented and validated where they are defined.
+"""All configuration keys of an experiment: frozen dataclasses, typed, documented and validated where they are defined.
 
 A class is a block of the YAML file, a field is a key, the docstring under a field is its documentation. The
 loader (`configs/loader.py`) fills them strictly and adds file, line and path to the errors raised here.
@@ -134,7 +134,7 @@ class DenoisingConfig:
     """Contrastive denoising queries (DINO only)."""
 
     num_queries: int = 100
-    """Asked-for positive queries; the group count is max(1, num_queries // most objects of an image)."""
+    """Positive queries per image, roughly; the group count is max(1, num_queries // most objects of an image)."""
     label_noise: float = 0.5
     """A label is redrawn with half this probability."""
     box_noise: float = 1.0
@@ -148,7 +148,7 @@ class DenoisingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class D3QConfig:
-    """The query budget of D3Q: as many queries as the density map asks for."""
+    """The query budget of D3Q: the query count of an image follows its density map."""
 
     queries_per_object: float = 3.0
     """Queries per estimated object (t of the paper)."""
@@ -281,7 +281,7 @@ class CriterionConfig:
     drop_off_centre_matches: bool = False
     """Un-assign a matched prediction whose centre lies outside its object (the Deformable DETR baseline)."""
     density_weight: float = 1.0
-    """Weight of the density loss; without model.d3q there is none."""
+    """Weight of the density loss; unused without model.d3q."""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "density_weight")
@@ -295,18 +295,18 @@ class CriterionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityConfig:
-    """Switches between published and mended behaviour."""
+    """Switches between published and corrected behaviour."""
 
     density_merge: Literal["max", "sum"] = "max"
     """Overlapping objects in the density target: max as published (loses mass in crowds), sum conserves
     it."""
     mask_denoising_padding: bool = False
-    """Hide the empty denoising slots of an image with fewer objects than its mates; false as published."""
+    """Mask the empty denoising slots of an image with fewer objects than others of its batch; false as published."""
     max_denoising_queries: int | None = None
-    """Most denoising queries of an image, two per object: of more objects a random choice is noised. null as
+    """Most denoising queries of an image, two per object; with more objects, a random subset of them is noised. null as
     published: no limit, 3,000 queries for 1,500 objects."""
     count_padding: bool = True
-    """Count the density in the padding of an image beside larger ones, as published; false: only in the image."""
+    """Count the density in the padding of an image too, as published; false: only inside the image."""
     round_objects: bool = True
     """Round the estimated count before it is multiplied by queries_per_object, as published; false multiplies the
     estimate itself."""
@@ -350,20 +350,20 @@ class DataConfig:
     brightness: float = 0.0
     """Random brightness and contrast change in training, as a share; 0 for none."""
     drop_empty: bool = False
-    """Leave images without objects out of training (the published setting)."""
+    """Drop images without objects from training (the published setting)."""
     on_bad_annotation: Literal["error", "skip"] = "error"
-    """A broken box stops the run, or is left out and counted."""
+    """A broken box stops the run, or is skipped and counted."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A training image that cannot be read, after some tries, stops the run, or the next one takes its place and it is
-    counted. In the evaluation it stops the run."""
+    """A training image that cannot be read after some retries stops the run, or is counted and replaced by the next
+    one. In an evaluation it stops the run."""
     max_image_pixels: int = 89_478_485
     """Larger images are refused before they are decoded: a small file can claim any size."""
     exif: Literal["auto", "apply", "ignore"] = "auto"
-    """The rotation that a camera notes beside the pixels. auto undoes it where only the turned image has the annotated
-    size, and else reads the pixels as stored; apply always undoes it, as browsers and OpenCV do; ignore never does.
-    Any format that carries EXIF or a TIFF orientation."""
+    """The rotation that a camera stores in EXIF or TIFF. auto applies it if only the rotated image has the annotated
+    size, and otherwise reads the pixels as stored; apply always applies it, as browsers and OpenCV do; ignore never
+    does."""
     follow_links: bool = False
-    """Accept image files that are links to somewhere outside of the images folder."""
+    """Accept image files that are links out of the images folder."""
     batch_size: int = 1
     """Images per process and step."""
     num_workers: int = 2
@@ -411,11 +411,12 @@ class OptimConfig:
     warmup_steps: int = 0
     """Linear warm-up of the learning rate over the first steps."""
     ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 for none."""
+    """Decay per step of an exponential moving average of the weights, used for evaluation; 0 for none."""
     accumulate_steps: int = 1
-    """Batches per optimiser step, whose gradients are averaged; the last step of an epoch takes those left over."""
+    """Batches per optimiser step, whose gradients are averaged; the last step of an epoch takes the remaining
+    batches."""
     max_skipped_steps: int = 5
-    """Steps in a row that are left out as a loss or gradient is not finite; one more ends the run."""
+    """Consecutive steps that may be skipped because loss or gradient is not finite; one more ends the run."""
     processes: int | None = None
     """Number of processes that lr was chosen for; another number is reported, lr stays."""
 
@@ -465,38 +466,38 @@ class RuntimeConfig:
     seed: int = 0
     """Seed of weights, shuffling, augmentation and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    """auto uses a GPU if there is one."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast type of the network; boxes, costs and losses stay float32."""
     recompute: Literal["none", "feed_forward", "layers"] = "none"
-    """What the backward pass computes again instead of keeping it from the forward pass (activation checkpointing): the
-    feed-forward blocks, or whole encoder and decoder layers. Less memory, more time, the same numbers."""
+    """Activation checkpointing: recompute feed-forward blocks, or whole encoder and decoder layers, in the backward
+    pass. Less memory, more time, the same numbers."""
     compile: bool = False
     """torch.compile for backbone and encoder; takes a compiler and a minute at the start, and again for new image
     shapes. Meant for GPUs; slower on a CPU."""
     channels_last: bool = False
-    """On GPUs: backbone maps with the channels of a pixel side by side, as half-precision convolutions want them."""
+    """On GPUs: channels-last memory format in the backbone, which half-precision convolutions prefer."""
     query_bucket: int = 1
-    """In training the queries of a batch are padded to a multiple of this number: fewer shapes for the memory of a GPU,
-    more work, the same numbers. Divides model.num_queries."""
+    """In training, pad the queries of a batch to a multiple of this number: fewer different shapes, so less memory
+    fragmentation on a GPU; more work, the same numbers. Divides model.num_queries."""
     deterministic: bool = False
-    """Deterministic algorithms only, so that two runs agree bit for bit: on CPUs with as many threads. On GPUs the
-    gradients of the deformable attention are then computed in pure PyTorch, which takes longer, with or without CUDA
-    kernels; operations of which torch has no deterministic form are warned of."""
+    """Use only deterministic algorithms, so that two runs agree bit for bit (on CPUs with the same number of threads).
+    On GPUs the gradients of deformable attention are then computed in pure PyTorch, which is slower; operations without
+    a deterministic form in torch cause a warning."""
     num_threads: int = 0
     """CPU threads of torch per process; 0 leaves torch's choice."""
     log_every: int = 50
     """Steps between two log lines and metric records."""
     output_dir: str | None = None
-    """Run folder; null: runs/<name of the config file>. A run that resumes stays in the folder of its checkpoint unless
-    --set names another one, for a branch; of an evaluation it is the folder for its results, if given by --set."""
+    """Run folder; null: runs/<name of the config file>. A resumed run stays in the folder of its checkpoint, unless
+    --set names another one: a branch. In an evaluation: the folder of the results, if given by --set."""
     keep_checkpoints: int = 2
-    """Latest checkpoints kept: last.pth, last.1.pth before it, and so on; best.pth besides."""
+    """Number of latest checkpoints kept: last.pth, last.1.pth before it, and so on; best.pth is kept too."""
     start_timeout: float = 300.0
-    """Of several processes: seconds until all of them must have started."""
+    """Seconds within which all processes must have started."""
     hang_timeout: float = 600.0
-    """Of several processes: seconds after which one that waits for another gives up and names it; longer than anything
-    that one of them does alone, such as drawing the gallery."""
+    """Seconds after which a collective times out and names the stuck rank; longer than any work that one rank does
+    alone, such as drawing the gallery."""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "seed", "num_threads")
@@ -512,7 +513,7 @@ class Config:
     criterion: CriterionConfig
     """Losses."""
     fidelity: FidelityConfig = FidelityConfig()
-    """Published or mended behaviour."""
+    """Published or corrected behaviour."""
     data: DataConfig
     """Data set and augmentation."""
     optim: OptimConfig = OptimConfig()
@@ -524,7 +525,7 @@ class Config:
     init_from: str | None = None
     """Checkpoint whose weights start the training; null for none."""
     reset_head: bool = False
-    """With init_from: leave class heads of another size at their initial values instead of refusing."""
+    """With init_from: class heads of another size keep their initial values; otherwise they are an error."""
 
     def __post_init__(self) -> None:
         queries, bucket = self.model.num_queries, self.runtime.query_bucket

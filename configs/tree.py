@@ -1,7 +1,7 @@
-"""YAML text -> a tree of values that know their place, by strict rules.
+"""YAML text -> a tree of values with file and line, by strict rules.
 
-The text is composed to YAML nodes, so that every key keeps its line, and read from there: YAML's constructors
-never run, and a plain scalar is what the rules below say rather than what YAML 1.1 makes of it.
+The text is composed to YAML nodes, so that every key keeps its line. YAML's constructors never run: the rules below
+decide the type of a plain scalar, not YAML 1.1.
 """
 
 import difflib
@@ -21,7 +21,7 @@ MAX_PROBLEMS = 20
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+|(0|[1-9][0-9]*)(?=[eE]))([eE][-+]?[0-9]+)?")
-# Plain scalars that YAML 1.1 or 1.2 reads as something that their writer hardly meant, and what to write.
+# Plain scalars that YAML 1.1 or 1.2 reads as something else than most writers mean, and what to write instead.
 QUOTES = "put it in quotes if it is text"
 TRAPS = (
     (re.compile(r"yes|no|on|off", re.I), f"write true or false; {QUOTES}"),
@@ -52,7 +52,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Tree:
-    """A value, list or block and its place, `configs/x.yaml:31` or `--set a.b`."""
+    """A value, list or block and its origin, `configs/x.yaml:31` or `--set a.b`."""
 
     content: Any
     """None, bool, int, float, str, list[Tree] or dict[str, Tree]."""
@@ -98,7 +98,7 @@ def read_tree(text: str, source: str, override: str = "") -> Tree:
 
 
 def read_override_text(text: str, source: str, path: str, *, optional: bool) -> Tree:
-    """What an override sets a text key to: all of it as it stands, or what is inside where it is quoted as a whole.
+    """The value of a text key in an override: the literal text, or the content of its quotes if all of it is quoted.
 
     optional   null is none
 
@@ -158,7 +158,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class _OverrideLoader(_StrictLoader):
-    """Refuses comments: an override has none, and a `#` of its value must not cut it."""
+    """Refuses comments: an override has none, and a `#` in its value must not truncate it."""
 
     def scan_to_next_token(self) -> None:
         start = self.pointer
@@ -230,7 +230,7 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def replace_at(tree: Tree, keys: Sequence[str], value: Tree) -> Tree:
-    """The tree with the value merged in at a path; blocks are made where there are none."""
+    """The tree with the value merged in at a path; missing blocks are created."""
     if not keys:
         return merge(tree, value)
     old = tree if isinstance(tree.content, dict) else Tree({}, value.origin)
@@ -288,7 +288,7 @@ def quote(text: str) -> str:
 
 
 def show(tree: Tree) -> str:
-    """What stands there, in a few words."""
+    """A short description of the value, for errors."""
     if isinstance(tree.content, dict):
         return "a block of keys"
     if isinstance(tree.content, list):

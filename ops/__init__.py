@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: one definition, and the form of it that is fastest on each device."""
+"""Multi-scale deformable attention: definition, backends, kernels and their build. Nothing else of a detector."""
 
 from ops.allocation import tune_allocation
 from ops.library import load_built_library

@@ -1,4 +1,4 @@
-"""How large tensors on CPUs take memory and give it back."""
+"""Memory allocation of CPU tensors: huge pages, and returning freed memory to the system."""
 
 import ctypes
 import os
@@ -7,15 +7,15 @@ import sys
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 LARGE = 2 * 2**20
 KEPT = 64 * 2**20
-"""Bytes of small tensors that may stay in the process once they are freed"""
+"""Bytes of freed small tensors that the process keeps"""
 
 
 def tune_allocation() -> None:
-    """Call before torch allocates; for large tensors on CPUs under Linux, elsewhere without effect.
+    """Use huge pages for large CPU tensors. Call it before torch allocates; it has an effect on Linux only.
 
-    Pages of 2 MiB: on pages of 4 KiB, a quarter of the CPU time of a full-size detector goes into page faults. A
-    value set in the environment stays. And glibc returns a freed large tensor to the system at once, instead of keeping
-    it in a heap with holes, but not the small ones, which the next step takes again.
+    Pages of 2 MiB: with pages of 4 KiB, page faults take a quarter of the CPU time of a full-size detector. A value set
+    in the environment has priority. glibc then returns freed large tensors to the system at once, instead of keeping
+    them in a fragmented heap; it keeps small ones, which the next step reuses.
 
     Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """

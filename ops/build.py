@@ -1,9 +1,9 @@
-"""Compiles the C++ and CUDA kernels: `python -m ops.build`. Quick where they are built; without a compiler it says so.
+"""Compile the C++ and CUDA kernels: `python -m ops.build`. Quick if they are built; without a compiler it says so.
 
-The compilers are called directly; neither setuptools nor ninja nor Python's headers are needed. CUDA kernels join the
-library where there is an nvcc, with or without a GPU: for the devices of TORCH_CUDA_ARCH_LIST, by default 7.5 and
-newer; D3Q_OPS_CUDA=0 leaves them out. `--check` prints every backend, its dtypes and its error against the definition,
-on every device.
+It calls the compilers directly and needs neither setuptools nor ninja nor Python's headers. With an nvcc the library
+also gets CUDA kernels, even without a GPU, for the devices of TORCH_CUDA_ARCH_LIST, by default 7.5 and newer;
+D3Q_OPS_CUDA=0 skips them. `--check` prints every backend, its dtypes and its error against the definition, on every
+device.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from ops.report import describe_backend, devices_here
 from ops.self_test import HEADING, Result, cuda_self_test, self_test
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-"""Errors of file systems without flock: there two builders do the same work"""
+"""Errors of file systems without flock: concurrent builds then do the same work twice"""
 
 
 @dataclass(frozen=True)
 class Built:
     path: Path
-    seconds: float  # that it took; 0 where it was there
-    without_cuda: str = ""  # why it has no CUDA kernels, where it has none
-    without_cpu: str = ""  # why it has no CPU kernels, where it has none
+    seconds: float  # of the build; 0 if it was built before
+    without_cuda: str = ""  # why it has no CUDA kernels, if so
+    without_cpu: str = ""  # why it has no CPU kernels, if so
     remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Built:
 
 
 def build(*, with_cuda: bool = True) -> Built:
-    """Compiles the library unless it is there. CPU or CUDA kernels that do not compile are left out.
+    """Compile the library unless it exists. CPU or CUDA kernels that do not compile are skipped.
 
     Raises NotBuiltError or BuildError.
     """
@@ -74,8 +74,8 @@ def build(*, with_cuda: bool = True) -> Built:
         except NoCudaError as reason:
             without_cuda = str(reason)
     if path := _already_built(plan, any_will_do=with_cuda and not cuda_build.is_turned_off()):
-        with suppress(OSError):  # where it is read-only, it stays as it is
-            path.touch()  # of several, the newest is loaded
+        with suppress(OSError):  # read-only
+            path.touch()  # the newest library is loaded
         return Built(path, 0.0, without_cuda, remarks=plan.remarks if plan else ())
     compiler = find_compiler()
     include = Path(torch.__file__).parent / "include"
@@ -96,16 +96,16 @@ def build(*, with_cuda: bool = True) -> Built:
         name = library_name(architectures, toolkit, has_cpu=not made.without_cpu)
         remarks += made.remarks
         built = Built(folder / name, 0.0, without_cuda, made.without_cpu, tuple(remarks))
-        if there := fitting_libraries(name):  # without what does not compile, it was built before
+        if there := fitting_libraries(name):  # the parts that compile were built before
             return replace(built, path=there[0])
         os.replace(made.library, built.path)
         return replace(built, seconds=max(time.perf_counter() - start, 0.01))
 
 
 def _already_built(plan: Plan | None, *, any_will_do: bool = False) -> Path | None:
-    """The library of the plan; without a plan, that for CPUs, or any that has CPU kernels.
+    """The library of the plan; without a plan, the one for CPUs.
 
-    Where there is no nvcc, CUDA kernels that were built with one are welcome too.
+    any_will_do   without an nvcc: any library with CPU kernels, even one with CUDA kernels that was built elsewhere
     """
     if plan is None and any_will_do:
         return next((path for path in fitting_libraries() if contents_of(path).has_cpu), None)
@@ -114,10 +114,10 @@ def _already_built(plan: Plan | None, *, any_will_do: bool = False) -> Path | No
 
 
 def build_and_try() -> tuple[Built, list[Result]]:
-    """Builds, loads, and tries the CUDA kernels on every GPU that is there.
+    """Build, load, and test the CUDA kernels on every visible GPU.
 
-    A library of this very call that gives wrong numbers is taken out again, and one without CUDA kernels built; no
-    other is ever deleted. Raises NotBuiltError or BuildError.
+    If a library built by this call gives wrong numbers, it is deleted and one without CUDA kernels is built; no other
+    library is ever deleted. Raises NotBuiltError or BuildError.
     """
     built = build()
     load_built_library()
@@ -150,9 +150,9 @@ def _writable_folder() -> Path:
 
 @contextmanager
 def _lock(path: Path, remarks: list[str]) -> Iterator[None]:
-    """One builder at a time; the system lets go of the lock when the process ends, however it ends.
+    """Allow one build at a time; the system releases the lock when the process ends, however it ends.
 
-    Where the file system has no locks, that is a remark: each builder works in a folder of its own.
+    A file system without locks is a remark: each build works in its own temporary folder.
     """
     if sys.platform == "win32":
         raise NotBuiltError("the C++ kernels are not built on Windows")
@@ -169,7 +169,7 @@ def _lock(path: Path, remarks: list[str]) -> Iterator[None]:
 
 
 def _print_backends() -> None:
-    """A line per device."""
+    """Print the backend of each device."""
     for device in (torch.device("cpu"), *devices_here(torch.device("cuda"))):
         try:
             print(f"ops: deformable attention runs with {describe_backend(device)}")
@@ -178,7 +178,7 @@ def _print_backends() -> None:
 
 
 def _check() -> bool:
-    """Prints the table; whether every backend that runs agrees with the definition."""
+    """Print the table; returns whether every backend that runs agrees with the definition."""
     print(HEADING)
     results = self_test()
     print(*results, sep="\n")
@@ -188,12 +188,12 @@ def _check() -> bool:
 
 
 def _acceptable(results: Sequence[Result]) -> bool:
-    """A device that cannot run the kernels, or has no memory left, does without them; all else is a fault."""
+    """Whether nothing failed but on devices that cannot run the kernels or have no free memory."""
     return all(result.passed or (result.is_known and not result.wrong) for result in results)
 
 
 def _build() -> bool:
-    """Builds and says what came of it; whether all is well."""
+    """Build and print the outcome; returns whether no test failed."""
     built, results = build_and_try()
     for remark in built.remarks:
         print(f"ops: {remark}")
@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.build", description=__doc__)
     parser.add_argument("--check", action="store_true", help="build nothing; test every backend that is there")
     options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore", "cuda:.*deformable attention runs with")  # the lines below say it
+    warnings.filterwarnings("ignore", "cuda:.*deformable attention runs with")  # printed below
     try:
         passed = _check() if options.check else _build()
     except NotBuiltError as reason:

@@ -1,4 +1,4 @@
-"""What a call of the operator must fulfil. All of it is known on the host: nothing waits for a device."""
+"""Checks of the operator's arguments. They use shapes, dtypes and devices only, so nothing waits for a device."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def check_arguments(value: Tensor, spatial_shapes: Sequence[int], locations: Ten
 
 
 def check_output_gradient(output_gradient: Tensor, value: Tensor, locations: Tensor) -> None:
-    """Raises ValueError where it is not of the output's shape, dtype and device."""
+    """Raises ValueError unless it has the output's shape, dtype and device."""
     expected = (value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
     if tuple(output_gradient.shape) != expected:
         raise ValueError(f"the output's gradient {tuple(output_gradient.shape)} must be (B, Q, M*D) = {expected}")

@@ -1,4 +1,4 @@
-"""Calls the compilers: sources to a shared library. CPU and CUDA kernels fail without each other."""
+"""Compile sources to a shared library. CPU and CUDA kernels are independent: one may fail without the other."""
 
 import os
 import re
@@ -18,16 +18,16 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 class NotBuiltError(Exception):
-    """Why nothing was compiled, where that is no mistake of anybody's."""
+    """Nothing was compiled, for an acceptable reason such as a missing compiler."""
 
 
 class BuildError(Exception):
-    """A compiler is there and does not compile the library."""
+    """The compiler failed."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What came of it; a part that does not compile is not in the library, and its first error is here."""
+    """The compiled library. A part that does not compile is not in it; its first error is here."""
 
     library: Path
     without_cuda: str = ""
@@ -49,12 +49,12 @@ def find_compiler() -> list[str]:
 
 
 def compile_library(compiler: list[str], include: Path, work: Path, plan: Plan | None) -> Made:
-    """Compiles all units at once and links what compiled.
+    """Compile all units in parallel and link those that compiled.
 
     include   torch's headers
-    work      an empty folder for what is made
+    work      an empty folder for objects and library
     plan      of the CUDA kernels; None: without them
-    Raises BuildError where nothing is left to link.
+    Raises BuildError if nothing can be linked.
     """
     unit = _Units(compiler, include, work)
     avx2 = ["-DD3Q_HAS_AVX2"] if has_avx2_variant() else []
@@ -65,7 +65,7 @@ def compile_library(compiler: list[str], include: Path, work: Path, plan: Plan |
     if avx2:
         cpu["avx2.o"] = unit("avx2.o", "cpu_kernels.cpp", "-DD3Q_VARIANT=avx2", *avx2, *AVX2_FLAGS)
     cuda: dict[str, list[str]] = {}
-    # What is more than the name of a compiler, nvcc would not understand; it then takes the one that it finds.
+    # nvcc accepts only the name of a compiler, without options; otherwise it uses the one that it finds.
     nvcc = [plan.nvcc, *(["-ccbin", *compiler] if len(compiler) == 1 else [])] if plan else []
     if plan:
         cuda = cuda_build.compile_commands(nvcc, plan.architectures, SOURCES, work)
@@ -93,7 +93,7 @@ def compile_library(compiler: list[str], include: Path, work: Path, plan: Plan |
 
 
 class _Units:
-    """Commands of the C++ compiler: name of the object file, source, flags of its own."""
+    """Commands of the C++ compiler, from the name of the object file, the source, and extra flags."""
 
     def __init__(self, compiler: list[str], include: Path, work: Path) -> None:
         self._common = [*compiler, *FLAGS, f"-I{include}", "-c"]
@@ -108,20 +108,20 @@ def _does_not_compile(error: str | None) -> str:
 
 
 def _first_error(error: str) -> str:
-    """Of what a compiler says, the first line about an error."""
+    """The first line of a compiler's output that reports an error."""
     lines = error.splitlines()[1:]
     return next((line for line in lines if re.search("error|fatal", line, re.IGNORECASE)), lines[-1]).strip()
 
 
 def _run_all(commands: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Several at once; the errors of those that fail."""
+    """Run commands in parallel; returns the errors of those that fail."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         errors = dict(zip(commands, pool.map(_error_of, commands.values()), strict=True))
     return {name: error for name, error in errors.items() if error is not None}
 
 
 def _error_of(command: Sequence[str]) -> str | None:
-    """Runs it; what it says where it fails."""
+    """Run a command; returns its output if it fails."""
     finished = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if finished.returncode == 0:
         return None

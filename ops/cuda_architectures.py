@@ -1,4 +1,4 @@
-"""Which GPUs the CUDA kernels are compiled for: TORCH_CUDA_ARCH_LIST, as containers and people set it."""
+"""The GPU architectures that the CUDA kernels are compiled for, from TORCH_CUDA_ARCH_LIST."""
 
 import os
 import re
@@ -36,7 +36,7 @@ NOT_UNDERSTOOD = "no number like 8.0 or 9.0+PTX and no name like Ampere"
 
 
 class NoArchitectureError(Exception):
-    """There are no kernels for anything that was asked for."""
+    """None of the requested architectures has kernels."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class _Architecture:
 
 
 def architectures(known: Set[int]) -> tuple[tuple[str, ...], list[str]]:
-    """What to compile for, sorted: ("80", "90+PTX"); and remarks on entries that are dropped, as each says why.
+    """Architectures to compile for, sorted: ("80", "90+PTX"); and a remark with the reason for each dropped entry.
 
-    known   numbers that the compiler knows, like 80; empty where it does not tell
-    Raises NoArchitectureError where entries are understood and none is left.
+    known   numbers that the compiler supports, like 80; empty if unknown
+    Raises NoArchitectureError if entries are understood and all are dropped.
     """
     wanted, remarks = _wanted(known)
     found, dropped = _sorted_out(wanted or DEFAULT, known)
@@ -69,7 +69,7 @@ def architectures(known: Set[int]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _wanted(known: Set[int]) -> tuple[list[str], list[str]]:
-    """The entries, names as numbers; and remarks."""
+    """The requested entries, with names replaced by numbers; and remarks."""
     entries: list[str] = []
     remarks: list[str] = []
     for entry in re.split(r"[;,\s\"']+", os.environ.get(VARIABLE, "")):
@@ -96,7 +96,7 @@ def _instead() -> str:
 
 
 def _sorted_out(entries: Sequence[str], known: Set[int]) -> tuple[list[_Architecture], dict[str, list[str]]]:
-    """Those to build, and the others by the reason that they are not."""
+    """The architectures to build, and the dropped entries by reason."""
     found: list[_Architecture] = []
     dropped: dict[str, list[str]] = {}
     for entry in entries:
@@ -115,7 +115,7 @@ def _sorted_out(entries: Sequence[str], known: Set[int]) -> tuple[list[_Architec
 
 
 def _parsed(entry: str) -> _Architecture | None:
-    """8.0, 9.0a, 8.6+PTX, sm_80, 80, 90-virtual; None for what is no architecture."""
+    """Parse 8.0, 9.0a, 8.6+PTX, sm_80, 80 or 90-virtual; None if it is no architecture."""
     match = re.fullmatch(r"(?:(sm|compute)_?)?(\d+)(?:\.(\d))?([af]?)(\+ptx|-real|-virtual)?", entry.lower())
     if match is None:
         return None
@@ -125,7 +125,10 @@ def _parsed(entry: str) -> _Architecture | None:
 
 
 def _each_once(found: list[_Architecture], *, ptx: bool) -> list[_Architecture]:
-    """Sorted, with PTX where any entry of it has it; ptx: the newest with PTX, where none has."""
+    """Sort and merge duplicates, with PTX if any of them has it.
+
+    ptx   give the newest PTX if none has it
+    """
     with_ptx = {(each.number, each.variant) for each in found if each.ptx}
     every = sorted({(each.number, each.variant) for each in found})
     if ptx and not with_ptx:

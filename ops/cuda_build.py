@@ -1,4 +1,4 @@
-"""How the CUDA kernels are compiled, where there is an nvcc. It needs no GPU, no driver and no CUDA part of torch."""
+"""Compile commands of the CUDA kernels. They need an nvcc, but no GPU, no driver, and no torch built for CUDA."""
 
 import os
 import re
@@ -12,7 +12,8 @@ from ops.cuda_architectures import NoArchitectureError, architectures
 
 DTYPES = ("kFloat", "kHalf", "kBFloat16")
 FLAGS = ("-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
-# With NVIDIA's runtime inside and its symbols hidden, the library loads where there is no CUDA, and beside torch's own.
+# With the CUDA runtime linked statically and its symbols hidden, the library loads without CUDA, and beside torch's
+# own.
 LINK_FLAGS = ("-cudart=static", "-shared", "-Xlinker=--exclude-libs,ALL")
 USUAL_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-*", "/opt/cuda")
 
@@ -23,11 +24,11 @@ class NoCudaError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the kernels are compiled with, and for.
+    """Compiler and targets of the kernels.
 
     toolkit         version of the CUDA toolkit: "13.0"
     architectures   sorted, as in file names: ("80", "90+PTX")
-    remarks         on what of TORCH_CUDA_ARCH_LIST is not followed
+    remarks         on dropped entries of TORCH_CUDA_ARCH_LIST
     """
 
     nvcc: str
@@ -53,7 +54,7 @@ def make_plan() -> Plan:
 
 
 def find_nvcc() -> str:
-    """The compiler of CUDA_HOME, of CUDA_PATH, the first in PATH, or that of the usual folders.
+    """The nvcc of CUDA_HOME, of CUDA_PATH, the first in PATH, or that of the usual folders.
 
     Raises NoCudaError.
     """
@@ -67,14 +68,14 @@ def find_nvcc() -> str:
 
 
 def _usual_folders() -> Iterator[Path]:
-    """Of several versions, the newest first."""
+    """CUDA folders, the newest version first."""
     for pattern in map(Path, USUAL_FOLDERS):
         found = pattern.parent.glob(pattern.name)
         yield from sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)], reverse=True)
 
 
 def _output_of(nvcc: str, option: str) -> str:
-    """Nothing where it cannot tell."""
+    """Output of nvcc with one option; empty if it cannot run."""
     try:
         return subprocess.run([nvcc, option], capture_output=True, text=True, errors="replace").stdout
     except OSError:

@@ -1,4 +1,4 @@
-"""The CUDA kernels as the operator sees them: which calls they are made for, what they read, what they return."""
+"""Calls of the CUDA kernels: which arguments they support, and how tensors are prepared for them."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def are_loaded() -> bool:
 
 
 def unsupported_kind(value: Tensor, spatial_shapes: Sequence[int]) -> str | None:
-    """Why there is no kernel for such calls, if so. Looks only at what a compiled program knows too.
+    """The reason why no kernel supports such a call, or None. Reads only what is known at compile time too.
 
     spatial_shapes   [h0, w0, h1, w1, ...]
     """
@@ -32,7 +32,7 @@ def unsupported_kind(value: Tensor, spatial_shapes: Sequence[int]) -> str | None
 
 
 def unsupported_call(value: Tensor) -> str | None:
-    """Why the kernels cannot do this very call, if so."""
+    """The reason why the kernels do not support the sizes of this call, or None."""
     if max(value.shape[0], value.shape[2]) > MAX_HEADS_OR_IMAGES:
         return f"{value.shape[0]} images, {value.shape[2]} heads; the CUDA kernels take {MAX_HEADS_OR_IMAGES} at most"
     return None
@@ -51,7 +51,7 @@ def forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, wei
 def backward(
     output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights, all float32. Sums up in an order that differs from call to call."""
+    """Gradients of value, locations and weights, all float32. Not deterministic: the order of additions varies."""
     return torch.ops.d3q.ms_deform_attn_cuda_backward(
         _aligned(output_gradient.to(value.dtype).contiguous()),
         _aligned(value.contiguous()),
@@ -62,5 +62,5 @@ def backward(
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The kernels load 16 bytes at once; a view can start in between, fresh memory does not."""
+    """The tensor, or a copy if it is not aligned to the 16 bytes that the kernels load at once; views may not be."""
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()

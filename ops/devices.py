@@ -1,7 +1,7 @@
-"""Whether the CUDA kernels run on a device: tried once per device, with a call of a few numbers.
+"""Whether the CUDA kernels run on a device: tested once per device, with a tiny call.
 
-A library that is there need not run everywhere: it was built for other GPUs (on the login node of a cluster), or by a
-toolkit that is newer than the driver.
+A library that exists may not run on a device: it was built for other GPUs (as on the login node of a cluster), or by a
+toolkit newer than the driver.
 """
 
 import re
@@ -13,7 +13,7 @@ import torch
 from ops import cuda_kernels
 from ops.library import contents_of, loaded_library
 
-# What says nothing about the kernels: the next call may be the one that works.
+# Errors that say nothing about the kernels: a later call may succeed.
 NO_VERDICT = "out of memory|busy or unavailable|MemoryAllocation|DevicesUnavailable"
 # Errors of the CUDA runtime, by name or text.
 DRIVER_TOO_OLD = "driver version is insufficient|InsufficientDriver"
@@ -25,14 +25,14 @@ NO_SUCH_DEVICE = "invalid device ordinal|InvalidDevice|no CUDA-capable device|cu
 
 @dataclass(frozen=True)
 class Fault:
-    """Why the kernels do not run on a device, and what to do."""
+    """The reason why the kernels do not run on a device, and the remedy."""
 
     reason: str
     remedy: str
     wrong_numbers: bool = False
-    """They do run, and err"""
+    """They run, with wrong results"""
     is_known: bool = True
-    """The reason is one of the machine, and not of the kernels"""
+    """The cause is the machine, not the kernels"""
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.remedy}"
@@ -43,7 +43,7 @@ _warned: set[int] = set()
 
 
 def fault_on(index: int) -> Fault | None:
-    """What is wrong with the kernels on the device cuda:index; None where nothing is, or nothing could be found out."""
+    """The fault of the kernels on the device cuda:index; None if they run, or if the test was inconclusive."""
     if index in _tried:
         return _tried[index]
     if torch.cuda.is_current_stream_capturing():  # nothing may wait for the device now
@@ -67,14 +67,14 @@ def fault_on(index: int) -> Fault | None:
 
 
 def warn_once(index: int, fault: Fault, instead: str) -> None:
-    """Of each device once."""
+    """Warn once per device."""
     if index not in _warned:
         _warned.add(index)
         warnings.warn(f"cuda:{index}: deformable attention runs with {instead}: {fault}", stacklevel=2)
 
 
 def numbers_are_right(device: torch.device) -> bool:
-    """A call of the kernels as small as can be. Raises RuntimeError where they do not run there."""
+    """Whether a minimal call of the kernels gives the right result. Raises RuntimeError if they do not run there."""
     with torch.no_grad():
         value = torch.tensor([1.0, 2.0, 3.0, 4.0], device=device).repeat_interleave(8).view(1, 4, 1, 8)
         middle, weights = (torch.full(shape, 0.5, device=device) for shape in ((1, 1, 1, 1, 1, 2), (1, 1, 1, 1, 1)))
@@ -94,7 +94,7 @@ def _too_old(device: torch.device) -> Fault | None:
 
 
 def explain(error: str, device: torch.device) -> Fault:
-    """What an error of the CUDA runtime means for those who can do something about it."""
+    """Translate an error of the CUDA runtime into reason and remedy."""
     library = loaded_library()
     contents = contents_of(library) if library is not None else None
     toolkit = f"CUDA {contents.toolkit}" if contents and contents.toolkit else "a CUDA toolkit"
@@ -139,7 +139,7 @@ def first_line(error: str) -> str:
 
 
 def _driver_version() -> str:
-    """ " (CUDA 12.4)", or nothing where it cannot be asked."""
+    """The driver's CUDA version as " (CUDA 12.4)"; empty if unknown."""
     ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # not in a torch without CUDA
     number = ask() if ask is not None else 0
     return f" (CUDA {number // 1000}.{number % 1000 // 10})" if number else ""

@@ -1,8 +1,8 @@
 """Multi-scale deformable attention as weighted rows of `value`: four corners per sample.
 
-The forward pass is a weighted `embedding_bag`, the fastest form for large maps on a CPU without a compiler: it never
-builds the (B, Q, M, L*P, D) intermediate of the definition. A second form gathers the rows: it needs the memory of four
-such intermediates, and has second derivatives, which no other form or kernel has.
+The forward pass is a weighted `embedding_bag`, the fastest backend for large maps on a CPU without a compiler: it never
+builds the (B, Q, M, L*P, D) intermediate of the definition. `gather` needs the memory of four such intermediates, and
+is the only backend with second derivatives.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class Corners(NamedTuple):
 
 
 def _sizes_on(device: torch.device, dtype: torch.dtype, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """(L, 2) height and width. Kept, so that a second call copies nothing from the host: CUDA graphs take no copy.
+    """(L, 2) height and width. Cached, so that a second call copies nothing from the host, which CUDA graphs forbid.
 
-    Not while a program is traced or shapes alone are computed: what is made there is of no use elsewhere.
+    Not cached while tracing or with fake tensors: such tensors are invalid elsewhere.
     """
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return torch.tensor([list(shape) for shape in shapes], device=device, dtype=dtype)
@@ -39,7 +39,7 @@ def _sizes_on(device: torch.device, dtype: torch.dtype, shapes: Sequence[tuple[i
 
 @lru_cache(maxsize=1024)
 def _kept_sizes(device: torch.device, dtype: torch.dtype, shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    with torch.inference_mode(False):  # or autograd could not use it later
+    with torch.inference_mode(False):  # autograd may use it later
         return torch.tensor(shapes, device=device, dtype=dtype)
 
 
@@ -50,7 +50,7 @@ def find_corners(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampl
     height, width = sizes[:, 0, None], sizes[:, 1, None]  # (L, 1), beside the points
 
     corner = sampling_locations * sizes.flip(1)[:, None].to(sampling_locations.dtype) - 0.5
-    # Two cells outside the map nothing contributes: far, infinite and undefined locations stay in integer range.
+    # Nothing contributes from two cells outside the map: far, infinite and NaN locations stay in integer range.
     inside = ((corner > -1) & (corner < sizes.flip(1)[:, None])).all(-1, keepdim=True)
     corner = torch.where(inside, corner, -2.0)
     first = corner.detach().floor()
@@ -58,7 +58,7 @@ def find_corners(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampl
     x0, y0 = first.to(index).unbind(-1)
     x = torch.stack([x0, x0 + 1], dim=-1)
     y = torch.stack([y0, y0 + 1], dim=-1)
-    outside = -batch * tokens  # whatever is added to it
+    outside = -batch * tokens  # stays negative whatever is added
     x = torch.where((x >= 0) & (x < width[..., None]), x, outside)
     y = torch.where((y >= 0) & (y < height[..., None]), y * width[..., None], outside)
 
@@ -85,8 +85,8 @@ def ms_deform_attn_embedding_bag(
     batch, tokens, heads, dim = value.shape
     queries = sampling_locations.shape[1]
     corners = find_corners(value, spatial_shapes, sampling_locations)
-    # Zero times infinity is no zero: what is outside reads a row that the query samples anyway. Where it samples none,
-    # its sum is dropped, as are the gradients of weights outside.
+    # Zero times infinity is NaN, so a corner outside reads a row that the query samples anyway. If it samples none, the
+    # sum is replaced by zero, and weights outside get no gradient.
     bags = (batch * queries * heads, -1)
     places = corners.rows.reshape(bags)
     valid = places >= 0
@@ -103,7 +103,7 @@ def ms_deform_attn_gather(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """The same sum over rows that are all in memory at once: for second derivatives. See ops/reference.py."""
+    """The same sum, with all rows in memory at once, which gives second derivatives. See ops/reference.py."""
     batch, tokens, heads, dim = value.shape
     corners = find_corners(value, spatial_shapes, sampling_locations)
     rows = torch.cat([value.reshape(batch * tokens * heads, dim), value.new_zeros(1, dim)])
@@ -121,7 +121,7 @@ def _weights(corners: Corners, attention_weights: Tensor) -> Tensor:
 
 
 def _weighted_sums(rows: Tensor, places: Tensor, weights: Tensor, most: int | None = None) -> Tensor:
-    """(N, D), (bags, K) and (bags, K) -> (bags, D); most: elements of rows that one call may gather."""
+    """(N, D), (bags, K) and (bags, K) -> (bags, D); most: largest number of elements gathered by one call."""
     if most is None and (not rows.is_cuda or torch.compiler.is_compiling()):
         return F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
     parts = 1 + places.numel() * rows.shape[1] // (most or MOST_GATHERED_ON_GPU)
@@ -141,13 +141,13 @@ def ms_deform_attn_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, sampling_locations and attention_weights in pure PyTorch, without autograd.
 
-    For inside an operator, where autograd is off. One point of one level at a time: all at once would need
+    Used inside the operator, where autograd is off. Computes one point of one level at a time: all at once would need
     4*L*P rows per query and head.
     """
     batch, tokens, heads, dim = value.shape
     gradient = output_gradient.reshape(*sampling_locations.shape[:3], dim)
     rows = value.reshape(batch * tokens * heads, dim)
-    row_gradients = value.new_zeros(len(rows) + 1, dim)  # the last one is that of corners outside, and dropped
+    row_gradients = value.new_zeros(len(rows) + 1, dim)  # the last row collects corners outside and is dropped
     corners = find_corners(value, spatial_shapes, sampling_locations)
     share = corners.share_y[..., :, None] * corners.share_x[..., None, :]
     dot = torch.empty_like(share)  # of the output's gradient with each corner's row

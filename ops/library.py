@@ -1,6 +1,6 @@
-"""Where the compiled library is, and whether it is loaded. Nothing here compiles or writes.
+"""Find and load the compiled library. Nothing here compiles or writes.
 
-Its file name tells what it was made with and holds a hash of all that it was made of: a build of other sources,
+Its file name holds the versions it was built with and a hash of its sources and flags: a build of other sources,
 another torch or other flags is never loaded.
 """
 
@@ -26,7 +26,7 @@ FLAGS = (
     "-O3",
     "-fPIC",
     "-fvisibility=hidden",
-    "-fno-trapping-math",  # else comparisons of many samples at once are not allowed
+    "-fno-trapping-math",  # allows vectorised comparisons
     "-Wno-psabi",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )
@@ -36,9 +36,9 @@ _loaded: Path | None = None
 
 @dataclass(frozen=True)
 class Contents:
-    """What a library was built with, as its file name tells.
+    """What a library was built with, from its file name.
 
-    torch           its version; empty for libraries of before it stood there
+    torch           its version; empty in old libraries, whose names do not have it
     architectures   of the CUDA kernels: ("80", "90+PTX"); none without such kernels
     toolkit         version of the CUDA toolkit that compiled those
     has_cpu         whether it has the CPU kernels
@@ -51,12 +51,12 @@ class Contents:
 
 
 def has_avx2_variant() -> bool:
-    """Whether this machine's kind of processor can have AVX2; the library asks at run time whether it has."""
+    """Whether this processor architecture may have AVX2; the library checks at run time whether it does."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def source_hash() -> str:
-    """Changes with every source file, the flags, the version of torch and the kind of machine."""
+    """Hash of all source files, the flags, the version of torch and the platform."""
     flags = (*FLAGS, *AVX2_FLAGS, *cuda_build.FLAGS, *cuda_build.LINK_FLAGS)
     made_of = (torch.__version__, platform.system(), platform.machine(), *flags)
     digest = hashlib.sha256("\n".join(made_of).encode())
@@ -68,16 +68,16 @@ def source_hash() -> str:
 
 
 def library_folders() -> list[Path]:
-    """Beside the sources, or in the user's cache where that is read-only."""
+    """Beside the sources, or in the user's cache if that is read-only."""
     folders = [Path(__file__).parent / "_build"]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if cache.is_absolute():  # not so where there is no home
+    if cache.is_absolute():  # not without a home folder
         folders.append(cache / "d3q" / "ops")
     return folders
 
 
 def library_name(architectures: Sequence[str] = (), toolkit: str = "", *, has_cpu: bool = True) -> str:
-    """Of the library with CUDA kernels for these architectures, or without any, and with CPU kernels or not."""
+    """File name of a library with CUDA kernels for these architectures (or none), with or without CPU kernels."""
     cuda = f"_cuda{toolkit}_{'_'.join(architectures)}" if architectures else ""
     return f"{_common_name()}{'' if has_cpu else '_nocpu'}{cuda}.so"
 
@@ -87,7 +87,7 @@ def _common_name() -> str:
 
 
 def contents_of(library: Path) -> Contents:
-    """Of a file in library_folders(), whichever torch and sources it was built with."""
+    """Contents of a library in library_folders(), whatever torch and sources it was built with."""
     pattern = r"ms_deform_attn_(?:torch(.+?)_)?[0-9a-f]{16}(_nocpu)?(?:_cuda([^_]*)_(.+))?"
     match = re.fullmatch(pattern, library.stem)
     version, without_cpu, toolkit, architectures = match.groups(default="") if match else ("",) * 4
@@ -95,9 +95,9 @@ def contents_of(library: Path) -> Contents:
 
 
 def fitting_libraries(name: str | None = None) -> list[Path]:
-    """Those that fit these sources and this torch, the last one built first.
+    """Libraries built from these sources for this torch, the newest first.
 
-    name   of the library wanted, if not just any
+    name   only the library of this name
     """
     return _libraries(glob.escape(name or _common_name()) + ("" if name else "*.so"))
 
@@ -108,7 +108,7 @@ def _libraries(pattern: str) -> list[Path]:
 
 
 def is_loaded() -> bool:
-    """Whether the CPU kernels are there."""
+    """Whether the CPU kernels are loaded."""
     return hasattr(torch.ops.d3q, "ms_deform_attn_cpu")
 
 
@@ -117,7 +117,7 @@ def loaded_library() -> Path | None:
 
 
 def why_missing() -> str:
-    """Why no library is loaded, and what to do: for people."""
+    """A message: why no library is loaded, and the remedy."""
     others = [path for path in _libraries("ms_deform_attn_*.so") if path not in fitting_libraries()]
     if not others:
         return "the library is not built for this code and torch; run python -m ops.build"
@@ -130,9 +130,9 @@ def why_missing() -> str:
 
 
 def load_built_library() -> None:
-    """Makes the compiled kernels known to torch. A library that cannot be loaded is a warning: torch can do without.
+    """Load the compiled kernels into torch. Warns if a library fails to load, as pure PyTorch works too.
 
-    So is one that does not fit, where no other is there.
+    Also warns if only libraries of other sources or another torch exist.
     """
     global _loaded
     if _loaded is not None or is_loaded():

@@ -34,8 +34,8 @@ def ms_deform_attn_reference(
     attention_weights   (B, Q, M, L, P)
     returns             (B, Q, M*D)
 
-    A sample that touches no cell of its map, or whose location is not a number, counts as zero, and so do its
-    gradients: a value that is not finite reaches only those that sample its cell. `attention_weights` are finite.
+    A sample that touches no cell of its map, or whose location is NaN, counts as zero, and so do its gradients: a value
+    that is not finite affects only queries that sample its cell. `attention_weights` must be finite.
     """
     batch, _, heads, dim = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]

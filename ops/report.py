@@ -1,4 +1,4 @@
-"""What computes deformable attention on a device, for the first lines of a run."""
+"""Describe which backend computes deformable attention on a device, for the first lines of a run."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from ops.ms_deform_attn import choose_backend, is_forced
 
 
 class Choice(NamedTuple):
-    """The backend on a device, and the library that it comes from, or why it comes from none."""
+    """The backend of a device, and its library, or the reason why it has none."""
 
     backend: str
     device: str
@@ -22,7 +22,7 @@ class Choice(NamedTuple):
 
 
 def describe_backend(device: torch.device) -> Choice:
-    """Raises ValueError where the forced backend cannot run there."""
+    """The backend of a device. Raises ValueError if the forced backend cannot run there."""
     index = None if device.type != "cuda" else device.index if device.index is not None else torch.cuda.current_device()
     backend = choose_backend(device.type, index)
     compiled = backend in ("cpp", "cuda")
@@ -31,14 +31,14 @@ def describe_backend(device: torch.device) -> Choice:
 
 
 def devices_here(like: torch.device) -> list[torch.device]:
-    """All of this machine that are of the kind of that one."""
+    """All devices of this machine of the same type."""
     if like.type != "cuda":
         return [like]
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
 def together(choices: Iterable[Choice]) -> list[Choice]:
-    """Devices of which the same is true, in one: "cuda:0, cuda:1"."""
+    """Merge devices with the same backend and remark: "cuda:0, cuda:1"."""
     devices_of: dict[tuple[str, str], dict[str, None]] = {}
     for choice in choices:
         devices_of.setdefault((choice.backend, choice.remark), {})[choice.device] = None
@@ -46,7 +46,7 @@ def together(choices: Iterable[Choice]) -> list[Choice]:
 
 
 def _why_not_compiled(device_type: str, index: int | None) -> str:
-    """Nothing where no kernels are made for such devices."""
+    """Why no kernels are used; empty for devices that have no kernels."""
     if is_forced():
         return "as D3Q_OPS_BACKEND says"
     if device_type not in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""Every backend that can run here against the definition, in value and gradient."""
+"""Compare every backend that runs here with the definition, in value and gradient."""
 
 import math
 import re
@@ -14,13 +14,13 @@ from ops.ms_deform_attn import FORMS, forced_backend, ms_deform_attn
 from ops.reference import ms_deform_attn_reference
 
 SHAPES = [(13, 9), (7, 5), (4, 3), (1, 1)]
-# Largest allowed error, as a share of the largest number compared.
+# Largest allowed error, relative to the largest value compared.
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @dataclass(frozen=True)
 class Result:
-    """Errors as shares of the largest number compared; NaN where the backend did not run, with the reason."""
+    """Errors relative to the largest value compared; NaN, with the reason, if the backend did not run."""
 
     backend: str
     dtype: torch.dtype
@@ -29,7 +29,7 @@ class Result:
     device: str = "cpu"
     not_run: str = ""
     is_known: bool = False
-    """Of what did not run: the reason is one of the device or its memory, and not of the kernels"""
+    """If it did not run: the cause is the device or its memory, not the kernels"""
 
     @property
     def passed(self) -> bool:
@@ -37,7 +37,7 @@ class Result:
 
     @property
     def wrong(self) -> bool:
-        """It ran, and its numbers are not those of the definition."""
+        """Whether it ran and disagrees with the definition."""
         return not self.not_run and not self.passed
 
     def __str__(self) -> str:
@@ -52,20 +52,20 @@ HEADING = f"{'backend':14} {'dtype':9} {'value error':>12} {'gradient error':>15
 
 
 def self_test() -> list[Result]:
-    """A line per backend and dtype: all on the CPU, and the CUDA kernels on every GPU that is there."""
+    """A result per backend and dtype: all on the CPU, and the CUDA kernels on every visible GPU."""
     cpu = torch.device("cpu")
     backends = [*(["cpp"] if is_loaded() else []), *FORMS]
     return [_compare(backend, dtype, cpu) for backend in backends for dtype in TOLERANCES] + cuda_self_test()
 
 
 def cuda_self_test() -> list[Result]:
-    """The lines of the CUDA kernels, device after device; none without kernels or GPUs."""
+    """Results of the CUDA kernels, by device; none without kernels or GPUs."""
     count = torch.cuda.device_count() if cuda_kernels.are_loaded() else 0
     return [result for index in range(count) for result in _results_of_gpu(index)]
 
 
 def _results_of_gpu(index: int) -> Iterator[Result]:
-    """One per dtype; a device on which the kernels do not run gets one line."""
+    """One result per dtype; a device on which the kernels do not run has a single result."""
     fault = devices.fault_on(index)
     if fault is not None:
         error, known = (math.inf, True) if fault.wrong_numbers else (math.nan, fault.is_known)
@@ -106,6 +106,6 @@ def _compare(backend: str, dtype: torch.dtype, device: torch.device) -> Result:
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:
-    """Infinite where something is not a number: NaN would be the smaller of two errors."""
+    """Largest error relative to the largest expected value; infinity for NaN, which no comparison would report."""
     error = float((found.detach().double() - expected).abs().max() / expected.abs().max())
     return math.inf if math.isnan(error) else error
