@@ -24,6 +24,7 @@ from models.neck import Neck
 from models.postprocess import PostProcess
 from models.proposals import FixedBudget, ProposalHead
 from models.structures import AuxiliaryLoss, BoxDistance
+from models.two_stage import FrontHalf
 
 PUBLISHED_DENSITY = 0.1
 """Initial density of a detector that is built without one: no data set has been looked at."""
@@ -82,7 +83,7 @@ def _build_dino(config: Config) -> DINO:
             **asdict(model.denoising),
         )
     return DINO(
-        **_shared_parts(config),
+        _front_half(config),
         denoising=denoising,
         decoder=DinoDecoder(**_decoder_parts(config), hidden_dim=model.hidden_dim),
         hidden_dim=model.hidden_dim,
@@ -99,14 +100,14 @@ def _build_deformable_detr(config: Config) -> DeformableDETR:
     else:
         query_maker = ProposalQueries(hidden_dim=model.hidden_dim)
     return DeformableDETR(
-        **_shared_parts(config),
+        _front_half(config),
         query_maker=query_maker,
         decoder=DeformableDecoder(**_decoder_parts(config)),
     )
 
 
-def _shared_parts(config: Config) -> dict[str, Any]:
-    """Everything up to the queries: the same in both detectors."""
+def _front_half(config: Config) -> FrontHalf:
+    """All modules up to the queries: the same in both detectors."""
     model = config.model
     backbone = build_backbone(
         name=model.backbone.name,
@@ -117,27 +118,27 @@ def _shared_parts(config: Config) -> dict[str, Any]:
     )
     arguments = _layer_arguments(config, model.encoder)
     layers = [EncoderLayer(**arguments) for _ in range(model.encoder.num_layers)]
-    return {
-        "backbone": backbone,
-        "neck": Neck(
+    return FrontHalf(
+        backbone=backbone,
+        neck=Neck(
             in_channels=backbone.out_channels,
             hidden_dim=model.hidden_dim,
             num_levels=model.neck.num_levels,
             num_groups=model.neck.num_groups,
             bias=model.neck.bias,
         ),
-        "tokenizer": Tokenizer(
+        tokenizer=Tokenizer(
             hidden_dim=model.hidden_dim,
             num_levels=model.neck.num_levels,
             temperature=model.position_encoding.temperature,
             offset=model.position_encoding.offset,
         ),
-        "encoder": Encoder(layers, recompute=config.runtime.recompute == "layers"),
-        "proposal_head": ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.num_classes),
-        "query_budget": _build_budget(config),
-        "query_bucket": config.runtime.query_bucket,
-        "class_agnostic": model.class_agnostic_proposals,
-    }
+        encoder=Encoder(layers, recompute=config.runtime.recompute == "layers"),
+        proposal_head=ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.num_classes),
+        query_budget=_build_budget(config),
+        query_bucket=config.runtime.query_bucket,
+        class_agnostic=model.class_agnostic_proposals,
+    )
 
 
 def _build_budget(config: Config) -> nn.Module:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.boxes import cxcywh_to_xyxy, generalized_iou, size_factor
-from models.matching.hungarian import HungarianMatcher, Matches, MatchRequest, match
+from models.matching.hungarian import HungarianMatcher, MatchedPairs, MatchRequest, match
 from models.structures import (
     AuxiliaryLoss,
     BoxDistance,
@@ -60,7 +60,7 @@ class MatchedSet:
     """Of the loss names"""
     predictions: LayerPredictions
     """No classification loss in their padding"""
-    matches: Matches
+    matches: MatchedPairs
     """Predictions with an object"""
     objects: BatchObjects
     """What the matches point to"""
@@ -174,11 +174,18 @@ class Criterion:
             work = self.matched_sets(output, targets, self.match(output, targets))
             for (loss, matched), normaliser in zip(work, self._normalisers(work, len(targets)), strict=True):
                 losses |= _by_layer(matched.prefix, loss(matched), normaliser)
-            for auxiliary_loss in self.auxiliary_losses:
-                losses |= auxiliary_loss(output.aux, targets)
+            losses |= self.auxiliary(output, targets)
         return losses
 
-    def match(self, output: DetectorOutput, targets: Sequence[Target]) -> list[Matches]:
+    def auxiliary(self, output: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The losses of the query budget: they read its aux tensors and the size of the padded images."""
+        aux = output.aux | {"padded_size": torch.tensor(output.padded_size)}
+        losses: dict[str, Tensor] = {}
+        for auxiliary_loss in self.auxiliary_losses:
+            losses |= auxiliary_loss(aux, targets)
+        return losses
+
+    def match(self, output: DetectorOutput, targets: Sequence[Target]) -> list[MatchedPairs]:
         """Of the decoder layers, and of the encoder. Raises NonFiniteCostError."""
         return match(self.match_requests(output, targets))
 
@@ -202,7 +209,7 @@ class Criterion:
         return [torch.zeros_like(label) for label in labels] if self.class_agnostic else labels
 
     def matched_sets(
-        self, output: DetectorOutput, targets: Sequence[Target], matches: Sequence[Matches]
+        self, output: DetectorOutput, targets: Sequence[Target], matches: Sequence[MatchedPairs]
     ) -> list[tuple[SetLoss, MatchedSet]]:
         """What each loss is computed of; matches as from `match`."""
         objects = BatchObjects.of(targets, [target.labels for target in targets])
@@ -251,7 +258,9 @@ def _by_layer(prefix: str, sums: dict[str, Tensor], normalisers: Tensor) -> dict
     return {f"{name}{kind}": mean[layer] for layer, name in enumerate(names) for kind, mean in means.items()}
 
 
-def _matched_set(prefix: str, predictions: LayerPredictions, matches: Matches, objects: BatchObjects) -> MatchedSet:
+def _matched_set(
+    prefix: str, predictions: LayerPredictions, matches: MatchedPairs, objects: BatchObjects
+) -> MatchedSet:
     negatives = torch.tensor(predictions.counts) - matches.positives
     return MatchedSet(prefix, predictions, matches, objects, negatives)
 
@@ -273,7 +282,7 @@ def _denoising_set(
     pairs = torch.tensor([len(slot) for slot in slots]).expand(layers, -1)
     layer = torch.arange(layers, device=device)[:, None].expand(-1, len(row) // layers).flatten()
     shown = replace(predictions, padding_mask=torch.zeros_like(predictions.padding_mask))
-    return MatchedSet("denoising.", shown, Matches(layer, image, query, row, pairs), objects, negatives=pairs)
+    return MatchedSet("denoising.", shown, MatchedPairs(layer, image, query, row, pairs), objects, negatives=pairs)
 
 
 def _sum_over_processes(values: Tensor) -> tuple[Tensor, int]:

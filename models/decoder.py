@@ -1,40 +1,21 @@
 """Queries x memory -> hidden states and refined boxes, layer by layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MSDeformAttn, QueryBlocks, RowWise, SelfAttention
+from models.attention import FeedForward, MSDeformAttn, QueryBlocks, RowWise, SelfAttention, call
 from models.boxes import inverse_sigmoid
 from models.position_encoding import encode_boxes
-from models.proposals import BoxHead
-from models.recompute import call
-from models.structures import FeatureTokens
+from models.proposals import BoxHead, query_blocks
+from models.structures import Memory, SelectedProposals
 
 BOX_EPS = 1e-5
 DINO_REFERENCE_EPS = 1e-3
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What decoder layers attend to."""
-
-    tokens: Tensor
-    """(B, S, D)"""
-    features: FeatureTokens
-    """Masks, shapes and valid ratios of the tokens"""
-
-    def references(self, boxes: Tensor) -> Tensor:
-        """(B, Q, 4) boxes of the unpadded image -> (B, Q, L, 4) boxes on each level's padded map."""
-        return boxes[:, :, None] * self.features.valid_ratios.repeat(1, 1, 2)[:, None]
-
-    def of(self, images: Tensor) -> "Memory":
-        """(n,) rows of the batch -> their memory."""
-        names = ("tokens", "position", "padding_mask", "valid_ratios")
-        rows = {name: getattr(self.features, name)[images] for name in names}
-        return Memory(self.tokens[images], replace(self.features, **rows))
+SIMILAR = 2.0
+"""Images are decoded together where the first has at most so many times the queries of the others"""
 
 
 class DecoderLayer(nn.Module):
@@ -94,7 +75,7 @@ class DinoDecoder(nn.Module):
     for the output, with two epsilons (published). The output of layer l starts from the undetached boxes of layer
     l-1, so that its loss reaches them.
 
-    recompute   the backward pass computes the layers again, see `models.recompute`
+    recompute   the backward pass computes the layers again, see `models.attention.call`
 
     Source: Zhang et al., DINO, ICLR 2023.
     """
@@ -134,7 +115,7 @@ class DinoDecoder(nn.Module):
 class DeformableDecoder(nn.Module):
     """Deformable DETR: one position for all layers; each layer's boxes are the next one's references, detached.
 
-    recompute   the backward pass computes the layers again, see `models.recompute`
+    recompute   the backward pass computes the layers again, see `models.attention.call`
 
     Source: Zhu et al., Deformable DETR, ICLR 2021, iterative box refinement.
     """
@@ -157,3 +138,39 @@ class DeformableDecoder(nn.Module):
             outputs.append(box_head(queries) + inverse_sigmoid(boxes, BOX_EPS))
             boxes = outputs[-1].detach().sigmoid()
         return torch.stack(logits).float(), torch.stack(outputs)
+
+
+def similar_counts(counts: Sequence[int]) -> list[list[int]]:
+    """Images in groups of similar query counts, falling."""
+    groups: list[list[int]] = []
+    for image in sorted(range(len(counts)), key=lambda i: -counts[i]):
+        if not groups or counts[groups[-1][0]] > SIMILAR * counts[image]:
+            groups.append([])
+        groups[-1].append(image)
+    return groups
+
+
+def decode_in_groups(
+    decoder: nn.Module, queries: Sequence[Tensor], memory: Memory, selected: SelectedProposals
+) -> tuple[Tensor, Tensor]:
+    """The decoder's predictions, zero in the padding of a group of fewer queries: padding costs what queries cost.
+
+    queries    what the decoder takes before the memory, each (B, Q, ...)
+    selected   their padding and counts
+    """
+    padding_mask, counts = selected.padding_mask, selected.counts
+    groups = similar_counts(counts)
+    if len(groups) == 1:
+        return decoder(*queries, memory, query_blocks(padding_mask, counts))
+    device, width = padding_mask.device, padding_mask.shape[1]
+    logits: list[Tensor] = []
+    boxes_unact: list[Tensor] = []
+    for group in groups:
+        most = counts[group[0]]
+        images = torch.tensor(group).to(device, non_blocking=True)
+        blocks = query_blocks(padding_mask[images, :most], [counts[image] for image in group])
+        found = decoder(*(rows[images, :most] for rows in queries), memory.of(images), blocks)
+        for parts, part in zip((logits, boxes_unact), found, strict=True):
+            parts.append(F.pad(part, (0, 0, 0, width - most)))
+    order = torch.tensor([image for group in groups for image in group]).argsort().to(device, non_blocking=True)
+    return torch.cat(logits, dim=1)[:, order], torch.cat(boxes_unact, dim=1)[:, order]

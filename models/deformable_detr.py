@@ -5,15 +5,12 @@ Source: Zhu et al., Deformable DETR: Deformable Transformers for End-to-End Obje
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from models.decoder import DeformableDecoder, Memory
-from models.decoding import decode_in_groups
-from models.encoder import Encoder, Tokenizer
+from models.decoder import DeformableDecoder
 from models.position_encoding import encode_boxes
-from models.proposals import ProposalHead, limit_to_tokens, query_blocks, select_queries
-from models.structures import DetectorOutput, LayerPredictions, QueryBudget, Target
+from models.structures import DetectorOutput, Target
+from models.two_stage import FrontHalf, TwoStageDetector
 
 
 class LearnedQueries(nn.Module):
@@ -47,62 +44,19 @@ class ProposalQueries(nn.Module):
         return content, position
 
 
-class DeformableDETR(nn.Module):
-    """Backbone, neck, encoder, proposals, query budget, decoder.
-
-    query_bucket     multiple of query counts in training, see `select_queries`
-    class_agnostic   see `select_queries`
-    """
+class DeformableDETR(TwoStageDetector):
+    """The front half, and a decoder with one position encoding for all layers."""
 
     def __init__(
-        self,
-        *,
-        backbone: nn.Module,
-        neck: nn.Module,
-        tokenizer: Tokenizer,
-        encoder: Encoder,
-        proposal_head: ProposalHead,
-        query_budget: QueryBudget,
-        query_maker: LearnedQueries | ProposalQueries,
-        decoder: DeformableDecoder,
-        query_bucket: int,
-        class_agnostic: bool,
+        self, front: FrontHalf, *, query_maker: LearnedQueries | ProposalQueries, decoder: DeformableDecoder
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-        self.tokenizer = tokenizer
-        self.encoder = encoder
-        self.proposal_head = proposal_head
-        self.query_budget = query_budget
+        super().__init__(front)
         self.query_maker = query_maker
         self.decoder = decoder
-        self.query_bucket = query_bucket
-        self.class_agnostic = class_agnostic
 
     def forward(self, images: Tensor, padding_mask: Tensor, targets: Sequence[Target] | None = None) -> DetectorOutput:
         """Images (B, 3, H, W), their padding (B, H, W); targets are not used."""
-        features = self.tokenizer(self.neck(self.backbone(images)), padding_mask)
-        memory = self.encoder(features)
-        proposals = self.proposal_head(memory, features)  # every token scored and boxed
-        num_queries, aux = self.query_budget(*proposals.finest_map())  # how many
-        num_queries = limit_to_tokens(num_queries, features.spatial_shapes)
-        bucket = self.query_bucket if self.training else 1
-        queries = select_queries(proposals, num_queries, class_agnostic=self.class_agnostic, bucket=bucket)  # which
-
-        boxes = queries.boxes_unact.detach().sigmoid()
-        content, position = self.query_maker(boxes)
-        seen = Memory(memory, features)
-        if self.training:
-            blocks = query_blocks(queries.padding_mask, queries.counts)
-            logits, boxes_unact = self.decoder(content, position, boxes, seen, blocks)
-        else:
-            logits, boxes_unact = decode_in_groups(self.decoder, (content, position, boxes), seen, queries)
-        return DetectorOutput(
-            queries=LayerPredictions(logits, boxes_unact, queries.padding_mask, queries.counts),
-            num_queries=num_queries,
-            proposals=proposals.as_predictions(),
-            selected=queries.as_predictions(),
-            initial_boxes=boxes,
-            aux=aux | {"padded_size": torch.tensor(images.shape[-2:])},
-        )
+        proposed = self.propose(images, padding_mask)  # memory (B, S, D), queries (B, Q), boxes (B, Q, 4)
+        content, position = self.query_maker(proposed.boxes)  # (B, Q, D), (B, Q, D)
+        logits, boxes_unact = self.decode((content, position, proposed.boxes), proposed)  # (layers, B, Q, K | 4)
+        return proposed.output(logits, boxes_unact)

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MSDeformAttn
+from models.attention import FeedForward, MSDeformAttn, call
 from models.position_encoding import encode_map
-from models.recompute import call
 from models.structures import FeatureTokens
 
 
@@ -93,7 +92,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Layers one after the other; every token is a query.
 
-    recompute   the backward pass computes the layers again, see `models.recompute`
+    recompute   the backward pass computes the layers again, see `models.attention.call`
     """
 
     def __init__(self, layers: Sequence[EncoderLayer], *, recompute: bool) -> None:

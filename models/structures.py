@@ -1,7 +1,7 @@
 """Typed records that cross module borders, and the protocols of the plug-in seams."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -70,7 +70,7 @@ class AuxiliaryLoss(Protocol):
     """Reads aux, returns named scalars."""
 
     def __call__(self, aux: dict[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """aux as the detector returned it; one target per image."""
+        """The detector's aux tensors and `padded_size` (2,), pixels (H, W) on the host; one target per image."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,26 @@ class FeatureTokens:
     """(H, W) per level"""
     valid_ratios: Tensor
     """(B, L, 2) unpadded share of each level, (w, h)"""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Output of the encoder, with the masks and shapes of its tokens."""
+
+    tokens: Tensor
+    """(B, S, D)"""
+    features: FeatureTokens
+    """Input of the encoder: padding mask, spatial shapes and valid ratios of the same tokens"""
+
+    def references(self, boxes: Tensor) -> Tensor:
+        """(B, Q, 4) boxes of the unpadded image -> (B, Q, L, 4) boxes on each level's padded map."""
+        return boxes[:, :, None] * self.features.valid_ratios.repeat(1, 1, 2)[:, None]
+
+    def of(self, images: Tensor) -> "Memory":
+        """(n,) rows of the batch -> their memory."""
+        names = ("tokens", "position", "padding_mask", "valid_ratios")
+        rows = {name: getattr(self.features, name)[images] for name in names}
+        return Memory(self.tokens[images], replace(self.features, **rows))
 
 
 @dataclass(frozen=True)
@@ -188,12 +208,14 @@ class DetectorOutput:
     """Encoder, the tokens that became queries"""
     initial_boxes: Tensor
     """(B, Q, 4) reference boxes of the queries, cxcywh in [0, 1]"""
+    padded_size: tuple[int, int]
+    """(H, W) of the padded images"""
     denoising: LayerPredictions | None = None
     """Decoder layers, denoising queries; training of DINO only"""
     denoising_queries: DenoisingQueries | None = None
     """Layout of the denoising queries"""
     aux: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors of the query budget for the losses, and `padded_size` (2,) on the host"""
+    """Tensors of the query budget for the losses"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from models.criterion import Criterion
 from models.deformable_detr import DeformableDETR
 from models.dino import DINO
 from models.matching.cost import BLOCK_ELEMENTS
-from models.matching.hungarian import Matches
+from models.matching.hungarian import MatchedPairs
 from models.structures import DetectorOutput, LayerPredictions, QueryBudget
 from ops.ms_deform_attn import FORMS, choose_backend, forced_backend
 
@@ -106,7 +106,7 @@ def _go_through(detector: nn.Module, criterion: Criterion, shapes: StepShapes) -
     with torch.autocast("cpu", enabled=False):
         work = criterion.matched_sets(output, targets, matches)
         sums = [value.sum() for loss, matched in work for value in loss(matched).values()]
-        sums += [value for loss in criterion.auxiliary_losses for value in loss(output.aux, targets).values()]
+        sums += criterion.auxiliary(output, targets).values()
     total = torch.stack(sums).sum()
     del output, matches, work, sums
     total.backward()
@@ -146,7 +146,7 @@ class _Objects:
         return cls(torch.empty(count, 4), torch.empty(count, 4), labels, size, image_id)
 
 
-def _assumed_matches(predictions: LayerPredictions, shapes: StepShapes) -> Matches:
+def _assumed_matches(predictions: LayerPredictions, shapes: StepShapes) -> MatchedPairs:
     """Every object matched in every layer. While they are looked for, all costs of the decoder are there."""
     layers, images = predictions.logits.shape[:2]
     if layers > 1:
@@ -154,7 +154,7 @@ def _assumed_matches(predictions: LayerPredictions, shapes: StepShapes) -> Match
         del costs
     pairs = sum(min(pair) for pair in zip(shapes.objects, predictions.counts, strict=True))
     index = torch.zeros(layers * pairs, dtype=torch.int64)
-    return Matches(index, index, index, index, torch.zeros(layers, images, dtype=torch.int64))
+    return MatchedPairs(index, index, index, index, torch.zeros(layers, images, dtype=torch.int64))
 
 
 @torch.no_grad()

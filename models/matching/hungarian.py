@@ -32,7 +32,7 @@ class NonFiniteCostError(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class Matches:
+class MatchedPairs:
     """Matched pairs of all layers and images, layer by layer and image by image."""
 
     layer: Tensor
@@ -89,7 +89,7 @@ class MatchRequest:
 
 
 @torch.no_grad()
-def match(requests: Sequence[MatchRequest]) -> list[Matches]:
+def match(requests: Sequence[MatchRequest]) -> list[MatchedPairs]:
     """The matches of every request.
 
     The device is waited for once, and again only where short lists prove too short. The processes of a distributed
@@ -260,7 +260,7 @@ def _require_finite(state: list[int], problems: Sequence[_Problem]) -> None:
     )
 
 
-def _collect(request: MatchRequest, problems: Sequence[_Problem]) -> Matches:
+def _collect(request: MatchRequest, problems: Sequence[_Problem]) -> MatchedPairs:
     """Uploads the pairs of one request."""
     layers, images = len(request.logits), len(request.targets)
     first = np.cumsum([0, *(len(labels) for labels in request.labels)])
@@ -274,4 +274,4 @@ def _collect(request: MatchRequest, problems: Sequence[_Problem]) -> Matches:
         columns.append(np.stack([*place, queries, objects + first[image]]))
     index = torch.from_numpy(np.concatenate(columns, axis=1)).to(request.logits.device, non_blocking=True)
     layer, image, query, target = index
-    return Matches(layer, image, query, target, positives)
+    return MatchedPairs(layer, image, query, target, positives)

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.attention import MSDeformAttn, QueryBlocks
 from models.build import build_detector
-from models.decoder import Memory
 from models.deformable_detr import DeformableDETR
 from models.dino import DINO
 from models.proposals import select_queries
+from models.structures import Memory
 from scripts.benchmarks.harness import Cell, Cost, Table, costs_alternately, peak_mebibytes, process_mebibytes
 from scripts.benchmarks.scenes import add_scene_options, fix_queries, load_experiment, random_batch
 

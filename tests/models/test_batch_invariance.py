@@ -180,9 +180,7 @@ def plain_losses(criterion: Criterion, output: DetectorOutput, targets: Sequence
         for kind, sums in loss(matched).items():
             losses |= {f"{matched.prefix}layer{layer}.{kind}": value for layer, value in enumerate(sums.sum(1))}
     objects = max(sum(len(target.labels) for target in targets), 1)
-    for auxiliary_loss in criterion.auxiliary_losses:
-        losses |= {key: value * objects for key, value in auxiliary_loss(output.aux, targets).items()}
-    return losses
+    return losses | {key: value * objects for key, value in criterion.auxiliary(output, targets).items()}
 
 
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if name.startswith("dino")])

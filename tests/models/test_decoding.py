@@ -6,10 +6,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_criterion
-from models.decoder import Memory
-from models.decoding import decode_in_groups, similar_counts
+from models.decoder import decode_in_groups, similar_counts
 from models.proposals import query_blocks, select_queries
-from models.structures import SelectedProposals
+from models.structures import Memory, SelectedProposals
 from tests.support.shrunken import (
     DYNAMIC,
     SIDE,

@@ -16,7 +16,7 @@ DROPOUT = ["model.encoder.dropout=0.1", "model.decoder.dropout=0.1"]
 
 
 def train_step(name: str, recompute: str, *, parallel: bool = False) -> tuple[dict[str, Tensor], list[Tensor], int]:
-    """Losses, gradients, and bytes kept for the backward pass, weights left out."""
+    """Losses, gradients, and bytes kept for the backward pass, without the weights."""
     config = small_config(name, *DROPOUT, f"runtime.recompute={recompute}")
     detector = small_detector(config).train()
     weights = {p.untyped_storage().data_ptr() for p in [*detector.parameters(), *detector.buffers()]}

@@ -16,7 +16,7 @@ from configs.schema import Config
 from models.build import build_criterion, build_postprocess
 from models.denoising import NoiseDraws
 from models.matching.cost import ImageCosts, MatchingCost
-from models.matching.hungarian import Matches, MatchRequest, match
+from models.matching.hungarian import MatchedPairs, MatchRequest, match
 from models.proposals import anchor_boxes_unact, select_queries
 from models.structures import DenoisingQueries, Detections, DetectorOutput, ProposalSet
 from tests.reference.goldens import Golden, GoldenTarget, config_of, detector_of, load_golden, padding_of
@@ -71,7 +71,7 @@ class Training:
     gradients: dict[str, Tensor]
 
 
-def matchings_of(request: MatchRequest, matches: Matches) -> list[Matching]:
+def matchings_of(request: MatchRequest, matches: MatchedPairs) -> list[Matching]:
     """What was matched with what at which cost: layer by layer, images inside."""
     first = [0, *accumulate(len(labels) for labels in request.labels)]
     found = []
@@ -166,7 +166,7 @@ def train_step(path: Path, *, without: tuple[int, ...] = (), seed: int | None = 
     criterion = build_criterion(config)
     matchings: list[list[Matching]] = []
 
-    def recording_match(requests: Sequence[MatchRequest]) -> list[Matches]:
+    def recording_match(requests: Sequence[MatchRequest]) -> list[MatchedPairs]:
         matches = match(requests)
         matchings.extend(map(matchings_of, requests, matches))
         return matches

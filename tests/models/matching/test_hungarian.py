@@ -17,7 +17,7 @@ from d3q import LogSizeL1
 from datasets.structures import Target
 from models.matching.assignment import ShortLists, assign
 from models.matching.cost import MatchingCost
-from models.matching.hungarian import HungarianMatcher, Matches, MatchRequest, NonFiniteCostError, match
+from models.matching.hungarian import HungarianMatcher, MatchedPairs, MatchRequest, NonFiniteCostError, match
 
 SIZE = (96, 128)
 
@@ -134,7 +134,7 @@ def make_request(counts: list[int], queries: list[int], *, layers: int = 2, drop
     return MatchRequest(matcher, logits, boxes, queries, targets, [target.labels for target in targets])
 
 
-def as_tuples(matches: Matches) -> list[tuple[int, ...]]:
+def as_tuples(matches: MatchedPairs) -> list[tuple[int, ...]]:
     return list(zip(*(t.tolist() for t in (matches.layer, matches.image, matches.target, matches.query)), strict=True))
 
 
