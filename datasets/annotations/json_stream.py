@@ -1,11 +1,12 @@
-"""Read a large JSON object without holding it whole: its top-level lists are handed on block by block."""
+"""A large JSON object read block by block, never held whole; and what single JSON values mean."""
 
 from __future__ import annotations
 
 import gc
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import reprlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,9 @@ _ENTRIES = 10_000
 _decode = json.JSONDecoder().raw_decode
 _skip_space = re.compile(r"[ \t\n\r]*").match
 _between_objects = re.compile(r"\}[ \t\n\r]*,[ \t\n\r]*\{")
+_INTEGER = re.compile(r"(-?)0*([0-9]{1,19})(\.0{1,9})?", re.ASCII)
+_NUMBER = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
+_FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
 class InvalidJSONError(Exception):
@@ -35,7 +39,7 @@ def read_object(path: Path, consumers: Mapping[str, Consumer]) -> Any:
     consumers   key of the object -> what takes the list of that key
     raises      InvalidJSONError, also for a key that occurs twice; OSError, ValueError, RecursionError
     """
-    with path.open(encoding="utf-8-sig", newline="") as file, _no_garbage_collection():
+    with path.open(encoding="utf-8-sig", newline="") as file, without_garbage_collection():
         reader = _Reader(file)
         value = _read_members(reader, consumers) if reader.peek() == "{" else reader.value()
         if reader.peek():
@@ -158,8 +162,8 @@ class _Reader:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Decoded JSON has no cycles, but so many objects that looking for some takes half of the time."""
+def without_garbage_collection() -> Iterator[None]:
+    """Decoded JSON has no cycles, but so many objects that the search for cycles takes half of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -167,3 +171,58 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def as_integer(value: Any) -> int | None:
+    """3 of 3, 3.0, "3", "3.0" or "003"; None of anything else, and beyond 64 bits."""
+    if isinstance(value, str):
+        match = _INTEGER.fullmatch(value)
+        if match is None:
+            return None
+        number = int(match[1] + match[2])
+    elif type(value) is int:
+        number = value
+    elif type(value) is float and value.is_integer():
+        number = int(value)
+    else:
+        return None
+    return number if -(2**63) <= number < 2**63 else None
+
+
+def as_number(value: Any) -> int | float | None:
+    """The number itself, or that of a decimal text; None of anything else. May be infinite or NaN."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) else None
+    return value if type(value) in (int, float) else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """0, 1, true, false, also with a point or as text in any case; None of anything else."""
+    if isinstance(value, str):
+        flag = _FLAGS.get(value.strip().lower())
+        return None if flag is None else bool(flag)
+    return bool(value) if type(value) in (int, float, bool) and value in (0, 1) else None
+
+
+def id_key(value: Any) -> Hashable:
+    """Equal for ids that read alike: an integer where it is one, else the text, else how it is written."""
+    number = as_integer(value)
+    if number is not None:
+        return number
+    return value if isinstance(value, str) else ("", shorten(value))
+
+
+def describe(section: str, number: int, entry: Any) -> str:
+    known = f" (id {shorten(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
+    return f"{section}[{number}]{known}"
+
+
+def shorten(value: Any, limit: int = 80) -> str:
+    """The value in at most `limit` characters, however deep or large it is."""
+    text = _repr.repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxdict = 4, 30, 30
+_repr.maxstring = _repr.maxlong = _repr.maxother = 80

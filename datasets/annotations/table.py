@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable
+import heapq
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from datasets.annotations.checks import check_areas, check_box_convention, count_repeats, recompute_zero_areas
-from datasets.annotations.columns import ColumnsBuilder, EntryReader, ObjectColumns, to_columns
-from datasets.annotations.ids import AnnotationIds
-from datasets.annotations.json_stream import Consumer, InvalidJSONError, read_object
-from datasets.annotations.packed_strings import PackedStrings
+from datasets.annotations.columns import ColumnsBuilder, DoubtfulEntries, ObjectColumns, PackedStrings, to_columns
+from datasets.annotations.json_stream import (
+    Consumer,
+    InvalidJSONError,
+    id_key,
+    read_object,
+    shorten,
+    without_garbage_collection,
+)
+from datasets.annotations.objects import AnnotationIds, EntryReader
+from datasets.annotations.plausibility import check_areas, check_box_convention, count_repeats, recompute_zero_areas
 from datasets.annotations.validation import Categories, Images, read_categories, read_images
-from datasets.annotations.values import id_key, shorten
 from datasets.findings import Findings
 from datasets.images.name_hints import hint_for_path
 from datasets.structures import DataError
 
 BadAnnotationPolicy = Literal["error", "skip"]
+PIECE = 64
+"""Annotations that a faulty block is cut into, so that only those near a fault are checked field by field."""
+BLOCK = 10_000
+"""Annotations checked field by field at a time."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ def read_annotations(
     if (np.diff(owner) < 0).any():
         order = np.argsort(owner, kind="stable")
         owner = owner[order]
-        objects.reorder(order)
+        objects = objects.reorder(order)
     labels = _positions(objects.category_ids, categories.ids)
     if recompute_area:
         recompute_zero_areas(objects, path, found)
@@ -141,22 +152,52 @@ def read_annotations(
 
 
 class _Collector:
-    """Takes the annotations block by block; keeps nothing of their boxes once a block is not plainly sound."""
+    """Takes annotations block by block: sound ones become columns, doubtful ones wait until all ids are known."""
 
     def __init__(self, *, keep_zero_area: bool) -> None:
         self.keep_zero_area = keep_zero_area
-        self.builder, self.plain, self.ids = ColumnsBuilder(), True, AnnotationIds()
+        self.builder, self.doubtful, self.ids = ColumnsBuilder(), DoubtfulEntries(), AnnotationIds()
         self.category_keys: set[Hashable] = set()
+        self._count = 0
+        self._sound: list[tuple[int, int]] = []  # first number and end of each run of sound entries
 
     def add(self, entries: list[Any]) -> None:
         self.ids.add(entries)
-        columns = to_columns(entries, keep_zero_area=self.keep_zero_area) if self.plain else None
-        if columns is None:
-            self.builder, self.plain = ColumnsBuilder(), False
-            self.category_keys.update(id_key(entry.get("category_id")) for entry in entries if isinstance(entry, dict))
-        else:
+        self._add_block(self._count, entries)
+        self._count += len(entries)
+
+    def _add_block(self, start: int, entries: list[Any]) -> None:
+        columns = to_columns(entries, keep_zero_area=self.keep_zero_area)
+        if columns is not None:
             self.builder.add(columns)
             self.category_keys.update(np.unique(columns.category_ids).tolist())
+            follows = bool(self._sound) and self._sound[-1][1] == start
+            first = self._sound.pop()[0] if follows else start
+            self._sound.append((first, start + len(entries)))
+        elif len(entries) > PIECE:
+            for place in range(0, len(entries), PIECE):
+                self._add_block(start + place, entries[place : place + PIECE])
+        else:
+            self.doubtful.add(start, entries)
+            self.category_keys.update(id_key(entry.get("category_id")) for entry in entries if isinstance(entry, dict))
+
+    def numbers(self) -> np.ndarray:
+        """(N,) int64, the sound objects' numbers in the file."""
+        return np.concatenate([np.zeros(0, np.int64), *(np.arange(start, end) for start, end in self._sound)])
+
+    def entries_at(self, rows: np.ndarray) -> Iterator[tuple[int, Any]]:
+        """Number in the file and entry of these sound objects; holds no view of the columns."""
+        objects, numbers = self.builder.view(), self.numbers()[rows]
+        return _to_entries(numbers, self.ids, objects.image_ids[rows], objects.category_ids[rows], objects.boxes[rows])
+
+
+def _to_entries(
+    numbers: np.ndarray, ids: AnnotationIds, image_ids: np.ndarray, category_ids: np.ndarray, boxes: np.ndarray
+) -> Iterator[tuple[int, Any]]:
+    for row, number in enumerate(numbers.tolist()):
+        entry = {"image_id": int(image_ids[row]), "category_id": int(category_ids[row]), "bbox": boxes[row].tolist()}
+        annotation_id = ids[number]
+        yield number, entry if annotation_id is None else {"id": annotation_id} | entry
 
 
 def _load_json(path: Path, consumer: Consumer) -> dict[str, Any]:
@@ -185,14 +226,10 @@ def _load_json(path: Path, consumer: Consumer) -> dict[str, Any]:
 def _read_objects(
     collected: _Collector, path: Path, images: Images, categories: Categories, findings: Findings, *, skip: bool
 ) -> ObjectColumns:
-    """Sound objects of sound images; a file that is not plainly sound is read a second time."""
-    if collected.plain and not images.named:
-        columns = collected.builder.finish()
-        known = np.isin(columns.image_ids, images.ids).all() and np.isin(columns.category_ids, categories.ids).all()
-        if known:
-            return columns
-        del columns
-    numbers, builder = itertools.count(), ColumnsBuilder()
+    """Sound objects of sound images and categories, in the file's order; every other annotation is a finding."""
+    known = _find_known(collected.builder.view(), images, categories)
+    if known.all() and not collected.doubtful:
+        return collected.builder.view()
     reader = EntryReader(
         images,
         categories,
@@ -201,9 +238,23 @@ def _read_objects(
         severity="skipped" if skip else "error",
         keep_zero_area=collected.keep_zero_area,
     )
-    _load_json(path, lambda entries: builder.add(reader.read(zip(numbers, entries, strict=False))))
-    reader.mended.report(findings)
-    return builder.finish()
+    numbers = [collected.numbers()]
+    suspects = heapq.merge(collected.doubtful, collected.entries_at(np.flatnonzero(~known)), key=itemgetter(0))
+    with without_garbage_collection():
+        while block := list(islice(suspects, BLOCK)):
+            accepted, objects = reader.read(block)
+            numbers.append(accepted)
+            collected.builder.add(objects)
+    reader.fixes.report(findings)
+    order = np.argsort(np.concatenate(numbers))
+    sound = np.concatenate([known, np.ones(len(order) - len(known), dtype=bool)])
+    return collected.builder.view().reorder(order[sound[order]])
+
+
+def _find_known(objects: ObjectColumns, images: Images, categories: Categories) -> np.ndarray:
+    """(N,) bool: image and category are sound entries. A number that stands for a name is no id of an image."""
+    own = np.setdiff1d(images.ids, np.array(list(images.named.values()), dtype=np.int64))
+    return np.asarray(np.isin(objects.image_ids, own) & np.isin(objects.category_ids, categories.ids))
 
 
 def _positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

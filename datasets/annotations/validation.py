@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.annotations.packed_strings import PackedStrings
-from datasets.annotations.values import Mended, as_integer, describe, id_key, shorten
+from datasets.annotations.columns import PackedStrings
+from datasets.annotations.json_stream import as_integer, describe, id_key, shorten
 from datasets.findings import Findings, one_line
 
 MAX_SIDE = 2**20
@@ -75,7 +75,7 @@ def read_categories(
     """
     names: dict[int, str] = {}
     owners: dict[str, int] = {}
-    mended = Mended()
+    fixes = Fixes()
     parents = _find_parents(entries, used, num_classes, path, findings)
 
     def check(number: int, entry: dict[str, Any]) -> str | None:
@@ -92,11 +92,11 @@ def read_categories(
         owners[str(name)] = category_id
         if type(entry["id"]) is not int:
             where = describe("categories", number, entry)
-            mended.note("category_id", lambda: f"{path}: {where}: id {shorten(entry['id'])} read as {category_id}")
+            fixes.note("category_id", lambda: f"{path}: {where}: id {shorten(entry['id'])} read as {category_id}")
         return None
 
-    refused = _check_each("categories", entries, ("id", "name"), check, path, findings, left_out=parents)
-    mended.report(findings)
+    refused = _check_each("categories", entries, ("id", "name"), check, path, findings, excluded=parents)
+    fixes.report(findings)
     ids = sorted(names)
     return Categories(
         names=tuple(names[i] for i in ids),
@@ -143,7 +143,7 @@ def read_images(entries: list[Any], path: Path, findings: Findings) -> Images:
     first: dict[int, int] = {}
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
-    numbers, mended = _ImageNumbers(entries), Mended()
+    numbers, fixes = _ImageNumbers(entries), Fixes()
 
     def check(place: int, entry: dict[str, Any]) -> str | None:
         image_id = numbers.number_of(place, entry["id"])
@@ -157,17 +157,17 @@ def read_images(entries: list[Any], path: Path, findings: Findings) -> Images:
             return fault
         if type(entry["id"]) is not int:
             reason = "image_name" if entry["id"] in numbers.named else "image_id"
-            mended.note(reason, lambda: f"{path}: {describe('images', place, entry)}: read as {image_id}")
+            fixes.note(reason, lambda: f"{path}: {describe('images', place, entry)}: read as {image_id}")
         if type(entry["height"]) is not int or type(entry["width"]) is not int:
             what = f"height {shorten(entry['height'])}, width {shorten(entry['width'])} read as integers"
-            mended.note("image_size", lambda: f"{path}: {describe('images', place, entry)}: {what}")
+            fixes.note("image_size", lambda: f"{path}: {describe('images', place, entry)}: {what}")
         first[image_id] = place
         names.append(entry["file_name"])
         sizes.append((int(height), int(width)))  # type: ignore[arg-type]  # no fault: both are there
         return None
 
     refused = _check_each("images", entries, ("id", "file_name", "height", "width"), check, path, findings)
-    mended.report(findings)
+    fixes.report(findings)
     return Images(
         ids=np.array(list(first), dtype=np.int64),
         file_names=PackedStrings.of(names),
@@ -205,12 +205,12 @@ def _check_each(
     path: Path,
     findings: Findings,
     *,
-    left_out: Collection[int] = (),
+    excluded: Collection[int] = (),
 ) -> frozenset[Hashable]:
-    """Keys of the ids of the entries that have a fault; `left_out` are places of entries that are not looked at."""
+    """Keys of the ids of the entries that have a fault; `excluded` are places of entries that are not looked at."""
     refused: set[Hashable] = set()
     for place, entry in enumerate(entries):
-        if place in left_out:
+        if place in excluded:
             continue
         lacking = [key for key in fields if not isinstance(entry, dict) or key not in entry]
         if lacking:
@@ -240,3 +240,20 @@ def _size_fault(entry: dict[str, Any], **sizes: int | None) -> str | None:
         if value is None or not 1 <= value < MAX_SIDE:
             return f"{key} {shorten(entry[key])} is not a size in px, 1 to {MAX_SIDE - 1}; write the image's own"
     return None
+
+
+class Fixes:
+    """What was read as something else than it is written: counted by reason, with the first of each."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[str, int]] = {}
+
+    def note(self, reason: str, message: Callable[[], str]) -> None:
+        """message   is asked for once per reason"""
+        first, count = self._found.get(reason, ("", 0))
+        self._found[reason] = first or message(), count + 1
+
+    def report(self, findings: Findings) -> None:
+        for reason, (first, count) in self._found.items():
+            more = f" ({count:,} such values)" if count > 1 else ""
+            findings.add("fixed", reason, f"{first}{more}", count=count)

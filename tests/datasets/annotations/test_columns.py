@@ -1,8 +1,9 @@
-"""The quick way through a file and the careful one give the same table."""
+"""Sound entries read at once and doubtful ones checked field by field give one table, in one pass over the file."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datasets.annotations import columns, json_stream
 from datasets.annotations import table as annotations
-from datasets.annotations.packed_strings import PackedStrings
+from datasets.annotations.columns import PackedStrings
 from datasets.annotations.table import AnnotationTable
 from datasets.coco import CocoDetection
+from datasets.findings import Findings
 
 Open = Callable[..., CocoDetection]
 
@@ -56,7 +59,7 @@ def test_sound_entries_are_not_looked_at_one_by_one(
     open_dataset(document)
 
 
-def test_what_is_left_out_changes_nothing_else(open_dataset: Open, document: dict[str, Any]) -> None:
+def test_skipped_entries_change_nothing_else(open_dataset: Open, document: dict[str, Any]) -> None:
     whole = arrays(open_dataset(many(document)).table)
     spoilt = copy.deepcopy(document)
     for place, change in ((9, {"image_id": 4}), (3, {"bbox": [1, 2]}), (0, {"category_id": "6"}), (5, {"area": -1})):
@@ -64,6 +67,77 @@ def test_what_is_left_out_changes_nothing_else(open_dataset: Open, document: dic
     table = open_dataset(spoilt, on_bad_annotation="skip").table
     assert arrays(table) == whole
     assert table.skipped == {"unknown_category": 1, "box_length": 1, "bad_area": 1, "unknown_image": 1}
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a few entries has many blocks, pieces and packs."""
+    for module, name, value in (
+        (json_stream, "_CHUNK", 512),
+        (json_stream, "_ENTRIES", 5),
+        (annotations, "PIECE", 2),
+        (annotations, "BLOCK", 3),
+        (columns, "_PACKED", 4),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"bbox": [1, 2]}, {"image_id": 4}, {"category_id": "6"}, {"id": "a"}, {"area": "9"}]
+)
+def test_a_faulty_file_is_read_once(
+    open_dataset: Open, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    reads: list[object] = []
+
+    def count_reads(*arguments: Any) -> Any:
+        reads.append(arguments)
+        return json_stream.read_object(*arguments)
+
+    monkeypatch.setattr(annotations, "read_object", count_reads)
+    many(document)["annotations"][20] |= change
+    open_dataset(document, on_bad_annotation="skip")
+    assert len(reads) == 1
+
+
+def test_only_the_entries_near_a_fault_are_checked_field_by_field(
+    open_dataset: Open, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    read = annotations.EntryReader.read
+
+    def note_numbers(reader: Any, entries: Any) -> Any:
+        entries = list(entries)
+        checked.extend(number for number, _ in entries)
+        return read(reader, entries)
+
+    monkeypatch.setattr(annotations.EntryReader, "read", note_numbers)
+    entries = many(document, count=400)["annotations"]
+    for entry in entries:
+        entry["area"] = 9
+    entries[200]["bbox"], entries[300]["image_id"] = [1, 2], 4
+    assert open_dataset(document, on_bad_annotation="skip").skipped == {"box_length": 1, "unknown_image": 1}
+    assert checked == [*range(192, 256), 300]
+
+
+@pytest.mark.parametrize("spoilt", [1, 2, 17, 1000])
+def test_objects_and_findings_keep_the_order_of_the_file(
+    open_dataset: Open, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, spoilt: int
+) -> None:
+    """In a file of many blocks with a faulty entry at every `spoilt`-th place, of five kinds in turn."""
+    sound = copy.deepcopy(many(document, count=200))
+    small_blocks(monkeypatch)
+    changes = itertools.cycle(
+        [{"image_id": 4}, {"bbox": [1, 2]}, {"category_id": "6"}, {"area": -1}, {"iscrowd": "maybe", "image_id": 99}]
+    )
+    entries, places = document["annotations"], list(range(0, 200, spoilt))
+    for place in places:
+        entries.insert(place, entries[place] | {"id": 1000 + place} | next(changes))
+    found = Findings()
+    table = open_dataset(document, on_bad_annotation="skip", findings=found).table
+    monkeypatch.undo()
+    assert arrays(table) == arrays(open_dataset(sound).table)
+    numbers = [int(message.split("annotations[")[1].split("]")[0]) for message in found.messages("skipped")]
+    assert numbers == places
 
 
 @pytest.mark.parametrize("order", [("annotations", "categories", "images"), ("categories", "annotations", "images")])

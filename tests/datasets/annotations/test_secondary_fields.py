@@ -14,7 +14,7 @@ import pytest
 from pycocotools.coco import COCO as CocoIndex
 from pycocotools.cocoeval import COCOeval
 
-from datasets.annotations.values import as_flag, as_integer, as_number
+from datasets.annotations.json_stream import as_flag, as_integer, as_number
 from datasets.coco import CocoDetection
 from engine.metrics.average_precision import COCO, evaluate
 from engine.metrics.records import ImageRecord
