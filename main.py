@@ -1,21 +1,21 @@
 """Train or evaluate a detector.
 
     python main.py --config configs/dino_d3q_scenes.yaml              train, evaluate, draw
-    python main.py --config X --set optim.lr=2e-4 data.batch_size=2   with other values
+    python main.py --config X --set optim.lr=2e-4 data.batch_size=2   override values
     python main.py --resume runs/X/last.pth                           resume in runs/X, wherever that is now
     python main.py --resume runs/X/last.pth --set runtime.output_dir=runs/Y   a branch of the run, in a new folder
-    python main.py --config X --resume auto                           go on if there is something to go on from
+    python main.py --config X --resume auto                           resume if the run folder holds a checkpoint
     python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
     torchrun --nproc_per_node=2 main.py --config X                    two processes
-    python main.py --config X --check                                 look at everything first; train nothing
+    python main.py --config X --check                                 check everything first; train nothing
 
-SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops a training after the step in hand: last.pth holds it, and --resume goes on to
-the same weights as a run that was not stopped. With --resume auto a cluster can repeat one command until it returns 0.
-status.json in the run folder tells the state and the exit code, also under torchrun, which returns 1 for all of them.
+SIGTERM, SIGINT (Ctrl-C) or SIGHUP stops a training after the current step and saves it in last.pth. A resumed run ends
+with the same weights as one that was never stopped. With --resume auto a cluster can repeat one command until it
+returns 0. status.json in the run folder holds the state and the exit code, also under torchrun, which returns 1 for
+every error.
 
 Exit codes: 0 done, 2 usage, config, run folder or start of the processes, 3 data, 4 checkpoint or weights, 5 the loss
-is not finite, 6 out of memory, 75 stopped by a signal and saved, 1 unexpected, or a process that the others waited for
-in vain.
+is not finite, 6 out of memory, 75 stopped by a signal and saved, 1 unexpected error, or a rank that timed out.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from configs.loader import dump_config
 from configs.paths import check_paths, path_argument
 from configs.schema import Config
 from engine.commands.exit_codes import UsageError, exit_code
-from engine.commands.resolve import continue_config, find_last, resolve_checkpoint, resolve_config, resolve_resumed
+from engine.commands.resolve import Experiment, continue_config, find_last, read_checkpoint, read_file
 from engine.console import guard_console
 from engine.distributed.signals import interruptible
 
@@ -42,21 +42,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config", type=path_argument, help="experiment file; with --resume it must equal the checkpoint's"
     )
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
+    parser.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override values of the config"
+    )
     parser.add_argument(
         "--resume",
         type=path_argument,
         metavar="CHECKPOINT",
-        help="go on from, or evaluate, a checkpoint; auto: go on from last.pth of the run folder where there is one",
+        help="the checkpoint to resume from or to evaluate; auto: last.pth of the run folder, if there is one",
     )
     parser.add_argument(
         "--allow-config-change",
         action="store_true",
-        help="go on with a --config or training data other than the checkpoint's",
+        help="resume although --config or the training data differ from the checkpoint's",
     )
     parser.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume")
     parser.add_argument(
-        "--check", action="store_true", help="look at config, data, image headers, weights and disk, and try one step"
+        "--check", action="store_true", help="check config, data, image headers, weights and disk, and try one step"
     )
     parser.add_argument("--check-full", action="store_true", help="the same, and decode every image")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
@@ -64,7 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def require_usage(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for arguments that do not go together."""
+    """Raises UsageError for arguments that cannot be combined."""
     asked = [name for name in ("eval", "check", "check_full", "print_config") if getattr(arguments, name)]
     if len(asked) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
@@ -72,9 +74,9 @@ def require_usage(arguments: argparse.Namespace) -> None:
     if arguments.eval and arguments.resume in (None, AUTO):
         raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
     if arguments.config is None and arguments.resume is None:
-        raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to go on with one")
+        raise UsageError("give --config FILE to start a run, or --resume CHECKPOINT to resume one")
     if arguments.config is None and arguments.resume == AUTO:
-        raise UsageError("--resume auto needs --config FILE: the run to start, or to go on with")
+        raise UsageError("--resume auto needs --config FILE: the run to start or resume")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,31 +91,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int | None:
-    """Whatever the arguments ask for; returns the exit code of a check."""
+    """Run what the arguments ask for; returns the exit code of a check."""
     require_usage(arguments)
-    config, resume = None, arguments.resume
+    experiment, resume = None, arguments.resume
     if arguments.config is not None:
-        config = resolve_config(arguments.config, arguments.set)
+        experiment = read_file(arguments.config, arguments.set)
         if resume == AUTO:
-            resume = find_last(config)
+            resume = find_last(experiment.config)
         if resume is None:
             if arguments.print_config:
-                print(dump_config(config), end="")
+                print(dump_config(experiment.config), end="")
                 return None
-            check_paths(config, str(arguments.config), evaluation=False, resumed=False)
-    return perform(arguments, config, resume)
+            check_paths(experiment.config, str(arguments.config), evaluation=False, resumed=False)
+    return perform(arguments, experiment, resume)
 
 
-def perform(arguments: argparse.Namespace, config: Config | None, resume: Path | None) -> int | None:
-    """All that needs torch, whose import takes seconds: mistakes in the arguments and the file are told before.
+def perform(arguments: argparse.Namespace, experiment: Experiment | None, resume: Path | None) -> int | None:
+    """Everything that needs torch, whose import takes seconds: errors in arguments and file are reported before.
 
-    config   of the file, where one is given
-    resume   the checkpoint, where there is one
+    experiment   of --config
+    resume       the checkpoint
     """
     from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint
     from engine.checkpoints.run_folder import Resumption, load_newest
     from engine.commands.check import check
-    from engine.commands.train import evaluate_checkpoint, start_runtime, train
+    from engine.commands.evaluate import evaluate_checkpoint
+    from engine.commands.setup import start_runtime
+    from engine.commands.train import train
     from engine.distributed.watchdog import HangWatch
     from ops import tune_allocation
 
@@ -125,16 +129,10 @@ def perform(arguments: argparse.Namespace, config: Config | None, resume: Path |
         try:
             start = Resumption(load_checkpoint(resume), resume) if arguments.eval else load_newest(resume)
         except CheckpointError as error:
-            if not checking or config is None:
+            if not checking or experiment is None:
                 raise
             problem = error
-    if resume is not None and start is not None:
-        text = start.checkpoint.config
-        resolve = resolve_checkpoint if arguments.eval else resolve_resumed
-        config = resolve(resume, text, arguments.set, file=arguments.config)
-        if arguments.config is not None and not arguments.eval:
-            config = continue_config(config, text, resume, allow_change=arguments.allow_config_change)
-    assert config is not None  # of the file or of the checkpoint
+    config = resolve_start(arguments, experiment, resume, None if start is None else start.checkpoint.config)
     if arguments.print_config:
         print(dump_config(config), end="")
         return None
@@ -151,6 +149,25 @@ def perform(arguments: argparse.Namespace, config: Config | None, resume: Path |
         else:
             train(config, start, processes, allow_other_data=arguments.allow_config_change)
     return None
+
+
+def resolve_start(
+    arguments: argparse.Namespace, experiment: Experiment | None, resume: Path | None, text: str | None
+) -> Config:
+    """The config before data.
+
+    text   the config that the checkpoint `resume` holds; None without a readable checkpoint
+    """
+    if resume is None or text is None:
+        assert experiment is not None  # of --config, which a run without a checkpoint has
+        return experiment.config
+    chosen = experiment or read_checkpoint(resume, text, arguments.set)
+    if arguments.eval:
+        return chosen.evaluated()
+    config = chosen.resumed(resume)
+    if experiment is None:
+        return config
+    return continue_config(config, text, resume, allow_change=arguments.allow_config_change)
 
 
 if __name__ == "__main__":

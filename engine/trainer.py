@@ -163,15 +163,18 @@ class Trainer:
             amp=config.runtime.amp,
             meter=self.meter,
             warn=self.logger.say,
-            after_step=self._after_step,
+            after_step=self.after_step,
         )
         if place.batch < len(self.loader):
             return
         place.epoch, place.batch = place.epoch + 1, 0
         place.evaluated = place.epoch % config.evaluation.every_epochs != 0 and place.epoch != config.optim.epochs
 
-    def _after_step(self) -> bool:
-        """Report where it is due; whether the processes agree to stop."""
+    def after_step(self) -> bool:
+        """Log the step if it is due; returns whether the process group agrees to stop.
+
+        The seam of tests and fault injection, which act here.
+        """
         if self.progress.step % self.config.runtime.log_every == 0:
             steps_per_epoch = -(-len(self.loader) // self.config.optim.accumulate_steps)
             report_step(

@@ -42,9 +42,10 @@ from d3q import DensityBudget
 from datasets.coco import CocoDetection
 from datasets.structures import Batch
 from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint
-from engine.commands import train as runs
+from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
 from engine.commands.exit_codes import UsageError, exit_code
-from engine.commands.resolve import resolve_checkpoint
+from engine.commands.resolve import read_checkpoint
+from engine.commands.setup import start_runtime
 from engine.console import guard_console
 from engine.distributed.processes import Processes
 from engine.evaluation.by_count import BinResult, evaluate_by_count, format_settings
@@ -104,7 +105,7 @@ class Bench:
     def predict(self, budget: DensityBudget | OracleBudget) -> GatheredPredictions:
         """One pass over the images with this budget."""
         self.detector.query_budget = budget
-        batches = runs.under_progress(runs.evaluation_loader(self.config, self.dataset, self.processes), self.processes)
+        batches = under_progress(evaluation_loader(self.config, self.dataset, self.processes), self.processes)
         if isinstance(budget, OracleBudget):
             batches = budget.announced(batches)
         postprocess, device = build_postprocess(self.config), self.processes.device
@@ -115,10 +116,10 @@ class Bench:
 def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinResult]]:
     """Fit, measure, print and write; returns the results by setting and count bin."""
     checkpoint = load_checkpoint(options.resume)
-    config = resolve_checkpoint(options.resume, checkpoint.config, options.set)
+    config = read_checkpoint(options.resume, checkpoint.config, options.set).evaluated()
     check_budget(config, options)
-    processes = runs.start_runtime(config)
-    dataset, detector = runs.build_trained(config, checkpoint, options.resume, processes)
+    processes = start_runtime(config)
+    dataset, detector = build_trained(config, checkpoint, options.resume, processes)
     bench = Bench(config, detector, dataset, processes)
     own = detector.query_budget
     assert isinstance(own, DensityBudget)

@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import escape_path
 from engine.checkpoints.checkpoint import load_checkpoint
-from engine.commands import train as runs
+from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
 from engine.commands.exit_codes import UsageError, exit_code
-from engine.commands.resolve import resolve_checkpoint
+from engine.commands.resolve import read_checkpoint
+from engine.commands.setup import start_runtime
 from engine.console import guard_console
 from engine.evaluation.by_count import BinResult, evaluate_by_count
 from engine.evaluation.evaluate import ImagePrediction, gather_predictions, predict_batches
@@ -133,10 +134,10 @@ def measure(paths: dict[str, Path]) -> dict[str, Measured]:
     for path in paths.values():
         checkpoint = load_checkpoint(path)
         settings = ["data.batch_size=1", "runtime.num_threads=1", "runtime.device=cpu"]
-        config = resolve_checkpoint(path, checkpoint.config, settings)
-        processes = runs.start_runtime(config)
-        dataset, detector = runs.build_trained(config, checkpoint, path, processes)
-        batches = runs.under_progress(runs.evaluation_loader(config, dataset, processes), processes)
+        config = read_checkpoint(path, checkpoint.config, settings).evaluated()
+        processes = start_runtime(config)
+        dataset, detector = build_trained(config, checkpoint, path, processes)
+        batches = under_progress(evaluation_loader(config, dataset, processes), processes)
         streams.append(
             predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none")
         )

@@ -25,9 +25,10 @@ from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
 from datasets.structures import Batch
 from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
-from engine.commands import train as runs
+from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
 from engine.commands.exit_codes import UsageError, exit_code
-from engine.commands.resolve import resolve_checkpoint
+from engine.commands.resolve import read_checkpoint
+from engine.commands.setup import start_runtime
 from engine.console import guard_console
 from engine.evaluation.evaluate import Evaluation, evaluate_detector, predict_batches
 from engine.metrics.average_precision import get_protocol
@@ -67,7 +68,7 @@ def measure(path: Path | None) -> None:
     if path is None:
         return
     checkpoint = load_checkpoint(path)
-    config = resolve_checkpoint(path, checkpoint.config, [])
+    config = read_checkpoint(path, checkpoint.config, []).evaluated()
     if config.model.d3q is None or config.model.denoising is None:
         raise UsageError(f"{path}: not a DINO + D3Q with denoising queries, which the switches are for")
     print("\n".join(switch_rows(config, checkpoint)), flush=True)
@@ -152,9 +153,9 @@ def padding_rows(config: Config, checkpoint: Checkpoint, path: Path) -> Iterator
 
 
 def evaluate_padded(config: Config, checkpoint: Checkpoint, path: Path, factor: float) -> Evaluation:
-    processes = runs.start_runtime(config)
-    dataset, detector = runs.build_trained(config, checkpoint, path, processes)
-    batches = padded(runs.under_progress(runs.evaluation_loader(config, dataset, processes), processes), factor)
+    processes = start_runtime(config)
+    dataset, detector = build_trained(config, checkpoint, path, processes)
+    batches = padded(under_progress(evaluation_loader(config, dataset, processes), processes), factor)
     return evaluate_detector(
         predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none"),
         [dataset.ground_truth(i) for i in range(len(dataset))],

@@ -7,7 +7,7 @@ from torch import nn
 
 from configs.paths import expand_path
 from configs.schema import Config
-from datasets.build import build_dataset, open_root
+from datasets.build import open_root
 from datasets.checks import check_classes, check_images
 from datasets.coco import CocoDetection
 from datasets.density import densest_batch
@@ -19,7 +19,7 @@ from engine.checkpoints.folder_use import require_folder
 from engine.checkpoints.run_folder import Resumption, RunFolderError, lacking_space
 from engine.commands.exit_codes import UsageError, expected_errors
 from engine.commands.preflight import Part, Preflight, TrialError, try_step
-from engine.commands.setup import attention_on, compare_data, load_initial_weights, resolve_initial_density
+from engine.commands.setup import attention_on, compare_data, load_initial_weights, open_split, resolve_from_data
 from engine.distributed.processes import Processes
 from engine.optim import build_optimizer
 from engine.trainer import checkpoint_bytes
@@ -43,10 +43,10 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
     folder = expand_path(str(config.runtime.output_dir), "runtime.output_dir")
     codes = expected_errors()
     preflight = Preflight(folder, codes={**codes, TrialError: 1}, finding_code=codes[DataError])
-    splits = _check_data(config, preflight, full=full)
+    splits = _check_data(config, processes, preflight, full=full)
     training_set = next((split for split in splits if split.training), None)
-    if training_set is not None and not isinstance(start, Resumption):
-        config = resolve_initial_density(config, training_set)
+    if training_set is not None:
+        config = resolve_from_data(config, start if isinstance(start, Resumption) else None, training_set)
     detector = build_detector(config)
     with preflight.part("weights") as part:
         part.say(_load_weights(config, start, detector, processes))
@@ -68,7 +68,7 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
     return preflight.close()
 
 
-def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence[CocoDetection]:
+def _check_data(config: Config, processes: Processes, preflight: Preflight, *, full: bool) -> Sequence[CocoDetection]:
     """The splits that can be opened at all."""
     splits: list[CocoDetection] = []
     with preflight.part("data root") as part:
@@ -80,13 +80,7 @@ def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence
         findings = Findings()
         with preflight.part(f"{name} data", findings) as part:
             try:
-                dataset = build_dataset(
-                    config.data,
-                    training=training,
-                    seed=config.runtime.seed,
-                    num_classes=config.model.num_classes,
-                    findings=findings,
-                )
+                dataset = open_split(config, processes, training=training, findings=findings)
             except DataError:
                 if not findings.counts("error"):
                     raise
@@ -104,7 +98,7 @@ def _check_data(config: Config, preflight: Preflight, *, full: bool) -> Sequence
             part.say(f"{len(dataset):,} in {dataset.images_root}: {'decoded' if full else 'headers read'}")
     if len(splits) == 2:
         findings = compare_data(
-            config, splits[0], splits[1], pixels=(pixels[0], pixels[1]) if len(pixels) == 2 else None
+            config.model, splits[0], splits[1], pixels=(pixels[0], pixels[1]) if len(pixels) == 2 else None
         )
         with preflight.part("both splits", findings) as part:
             part.say("compared: categories, images in both, objects with the number of queries")

@@ -1,7 +1,11 @@
-"""The config of a run, resolved without torch, whose import takes seconds: mistakes are told before."""
+"""The config of a run, resolved once before data, and without torch, whose import takes seconds.
 
-from collections.abc import Sequence
-from dataclasses import replace
+`read_file` or `read_checkpoint` reads an Experiment: its `config` is for a new training, `resumed` and `evaluated` give
+that of a run in the folder of a checkpoint, and of an evaluation.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.compare import harmful_differences
@@ -12,53 +16,57 @@ from engine.commands.exit_codes import UsageError
 from models.backbones.statistics import input_statistics
 
 NOWHERE = "runtime.output_dir=null"
-"""An override that comes before the others: what remains was named by them"""
+"""An override before all others: an output_dir that is left was given by the others"""
 
 
-def resolve_config(file: Path, overrides: Sequence[str]) -> Config:
-    """The experiment of a file with overrides, and with everything that follows from it filled in.
+@dataclass(frozen=True)
+class Experiment:
+    """The config of a file or a checkpoint, with overrides and with everything that follows from it."""
 
-    Raises ConfigError.
-    """
-    return _in_folder(fill_input_statistics(load_config(file, overrides)), Path("runs") / file.stem)
+    config: Config
+    """For a new training"""
+    folder: str | None
+    """The run folder, if the overrides give one"""
+
+    def resumed(self, checkpoint: Path) -> Config:
+        """For a training that resumes: in the folder that holds the checkpoint, unless the overrides give one."""
+        if self.folder is not None:
+            return self.config
+        written = str(self.config.runtime.output_dir)
+        try:  # text such as ~/runs/x stays as long as it leads to the checkpoint
+            here = expand_path(written, "runtime.output_dir").resolve() == checkpoint.parent.resolve()
+        except ConfigError:
+            here = False
+        return self.config if here else _in_folder(self.config, escape_path(checkpoint.parent))
+
+    def evaluated(self) -> Config:
+        """For an evaluation: output_dir is null unless the overrides give one.
+
+        The run folder in a checkpoint's text may have been copied, renamed or moved since.
+        """
+        return _in_folder(self.config, self.folder)
 
 
-def resolve_checkpoint(path: Path, text: str, overrides: Sequence[str], *, file: Path | None = None) -> Config:
-    """The config that a checkpoint holds as text, or that of a file, with overrides, and filled in.
-
-    Its output_dir is null unless the overrides name one: the run that the text speaks of may have been copied, renamed
-    or moved since. Raises ConfigError.
-    """
-    return fill_input_statistics(_read(path, text, [NOWHERE, *overrides], file))
+def read_file(file: Path, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a file, with overrides. Raises ConfigError."""
+    return _read(lambda settings: load_config(file, settings), overrides, stem=file.stem)
 
 
-def resolve_resumed(path: Path, text: str, overrides: Sequence[str], *, file: Path | None = None) -> Config:
-    """The same for a training that resumes: in the folder that holds the checkpoint, unless the overrides name one.
-
-    Raises ConfigError.
-    """
-    config = resolve_checkpoint(path, text, overrides, file=file)
-    if config.runtime.output_dir is not None:
-        return config
-    written = _in_folder(_read(path, text, overrides, file), Path("runs") / (file or path).stem)
-    try:  # text such as ~/runs/x stays as long as it leads to the checkpoint
-        here = expand_path(str(written.runtime.output_dir), "runtime.output_dir").resolve() == path.parent.resolve()
-    except ConfigError:
-        here = False
-    folder = str(written.runtime.output_dir) if here else escape_path(path.parent)
-    return replace(config, runtime=replace(config.runtime, output_dir=folder))
+def read_checkpoint(path: Path, text: str, overrides: Sequence[str]) -> Experiment:
+    """The experiment that a checkpoint holds as text, with overrides. Raises ConfigError."""
+    return _read(lambda settings: parse_config(text, f"{path} (config)", settings), overrides, stem=path.stem)
 
 
 def find_last(config: Config) -> Path | None:
-    """last.pth of the run folder, which may be damaged or gone, where the folder holds a checkpoint of a run."""
+    """last.pth of the run folder, which may be damaged or missing, if the folder holds any checkpoint of a run."""
     folder = expand_path(str(config.runtime.output_dir), "runtime.output_dir")
     return folder / "last.pth" if any(folder.glob("last*.pth")) else None
 
 
 def continue_config(config: Config, checkpoint_config: str, path: Path, *, allow_change: bool) -> Config:
-    """The config with what the checkpoint's run took from its data.
+    """The config of a file, with what the checkpoint's run resolved from its data.
 
-    Raises UsageError unless it makes the same training of it, or is allowed not to.
+    Raises UsageError for differences that change the training, unless they are allowed.
     """
     earlier = fill_input_statistics(parse_config(checkpoint_config, f"{path} (config)"))
     ours, theirs = config.model.d3q, earlier.model.d3q
@@ -67,26 +75,26 @@ def continue_config(config: Config, checkpoint_config: str, path: Path, *, allow
         config = replace(config, model=replace(config.model, d3q=d3q))
     if not allow_change and (differences := harmful_differences(config, earlier)):
         raise UsageError(
-            f"{path} is of another config; undo the change, start a run of its own in another runtime.output_dir, or "
-            "resume all the same by --allow-config-change:\n" + "\n".join(differences)
+            f"{path} has another config; undo the change, start a run of its own in another runtime.output_dir, or "
+            "resume with --allow-config-change:\n" + "\n".join(differences)
         )
     return config
 
 
 def fill_input_statistics(config: Config) -> Config:
-    """The config with the mean and deviation that the backbone's weights expect, where it has none of its own."""
+    """The config with the mean and deviation that the backbone's weights expect, unless it has its own."""
     if config.data.mean is not None:
         return config
     mean, std = input_statistics(config.model.backbone.name)
     return replace(config, data=replace(config.data, mean=mean, std=std))
 
 
-def _read(path: Path, text: str, overrides: Sequence[str], file: Path | None) -> Config:
-    return parse_config(text, f"{path} (config)", overrides) if file is None else load_config(file, overrides)
+def _read(read: Callable[[Sequence[str]], Config], overrides: Sequence[str], *, stem: str) -> Experiment:
+    config = fill_input_statistics(read(overrides))
+    if config.runtime.output_dir is None:
+        config = _in_folder(config, escape_path(Path("runs") / stem))
+    return Experiment(config, folder=read([NOWHERE, *overrides]).runtime.output_dir)
 
 
-def _in_folder(config: Config, default: Path) -> Config:
-    """The config with a run folder, where it has none of its own."""
-    if config.runtime.output_dir is not None:
-        return config
-    return replace(config, runtime=replace(config.runtime, output_dir=escape_path(default)))
+def _in_folder(config: Config, folder: str | None) -> Config:
+    return replace(config, runtime=replace(config.runtime, output_dir=folder))

@@ -1,15 +1,16 @@
-"""What a run starts from: an earlier run, its data, its weights, room in memory."""
+"""What a run starts from: processes, an earlier run, its data, its weights, free memory."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from configs.loader import dump_config
 from configs.paths import expand_path
-from configs.schema import Config
+from configs.schema import Config, ModelConfig
 from datasets.build import build_dataset
 from datasets.checks import check_classes, check_query_limit, compare_splits
 from datasets.coco import CocoDetection
@@ -18,12 +19,22 @@ from datasets.findings import Findings
 from datasets.images.cache import available_bytes
 from datasets.images.same_files import Digests
 from datasets.structures import DataError
+from engine.acceleration import accelerate
+from engine.averaging import WeightAverage
 from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint, load_weights
 from engine.checkpoints.folder_use import same_folder
 from engine.checkpoints.run_folder import Resumption
 from engine.commands.exit_codes import UsageError
 from engine.commands.step_memory import estimate_training_step
-from engine.distributed.processes import Processes, any_process, gather_lines, gather_rows, processes_that_differ
+from engine.distributed.processes import (
+    Processes,
+    StartError,
+    any_process,
+    gather_lines,
+    gather_rows,
+    processes_that_differ,
+    start_processes,
+)
 from engine.logger import RunLogger
 from engine.memory import FIRST_USE, describe_room
 from engine.train import AUTOCAST_TYPES
@@ -31,6 +42,46 @@ from engine.trainer import Trainer
 from models.backbones.weights import WeightsError, load_backbone_weights
 from models.build import build_detector
 from ops.report import Choice, describe_backend, together
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a training."""
+
+    training: CocoDetection
+    validation: CocoDetection
+    findings: Findings
+    """Of the comparison of both"""
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """The detector on its device, with the weights that the training starts from."""
+
+    detector: nn.Module
+    average: WeightAverage | None
+    origin: str
+    """Where the weights come from"""
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The detector that evaluations use."""
+        return self.detector if self.average is None else self.average.detector
+
+
+def start_runtime(config: Config) -> Processes:
+    """Start the process group and set threads and seed. Raises StartError, also for processes with other configs."""
+    runtime = config.runtime
+    processes = start_processes(runtime.device, start_timeout=runtime.start_timeout, hang_timeout=runtime.hang_timeout)
+    if different := processes_that_differ(dump_config(config), processes):
+        raise StartError(
+            f"{', '.join(map(processes.name, different))}: another config than {processes.name(0)} has; give all "
+            "machines the same files and arguments (--print-config shows the result)"
+        )
+    if runtime.num_threads:
+        torch.set_num_threads(runtime.num_threads)
+    torch.manual_seed(runtime.seed)
+    return processes
 
 
 def require_same_start(start: Resumption | None, processes: Processes) -> None:
@@ -42,30 +93,38 @@ def require_same_start(start: Resumption | None, processes: Processes) -> None:
         raise CheckpointError("the processes read different checkpoints: give all of them the same file")
 
 
-def open_data(config: Config, processes: Processes) -> tuple[CocoDetection, CocoDetection]:
-    """The training and the validation split. Raises DataError."""
-    training_set, validation_set = (
-        build_dataset(
-            config.data,
-            training=training,
-            seed=config.runtime.seed,
-            num_classes=config.model.num_classes,
-            processes_here=processes.world_size_here,
-        )
-        for training in (True, False)
-    )
-    for dataset in (training_set, validation_set):
+def open_splits(config: Config, processes: Processes) -> Splits:
+    """The training and the validation split, each checked; what their comparison found is not raised yet.
+
+    Raises DataError.
+    """
+    training, validation = (open_split(config, processes, training=each) for each in (True, False))
+    for dataset in (training, validation):
         check_classes(dataset, config.model.num_classes)
         check_same_data(dataset, processes)
-    return training_set, validation_set
+    return Splits(training, validation, compare_data(config.model, training, validation))
+
+
+def open_split(
+    config: Config, processes: Processes, *, training: bool, findings: Findings | None = None
+) -> CocoDetection:
+    """One split. Raises DataError for what is wrong with it; with `findings` errors are collected there."""
+    return build_dataset(
+        config.data,
+        training=training,
+        seed=config.runtime.seed,
+        num_classes=config.model.num_classes,
+        processes_here=processes.world_size_here,
+        findings=findings,
+    )
 
 
 def require_same_data(start: Resumption, training_set: CocoDetection) -> None:
-    """Raises CheckpointError unless the run that goes on had these training data."""
+    """Raises CheckpointError unless the run to resume had these training data."""
     if start.checkpoint.data not in ("", training_set.fingerprint):
         raise CheckpointError(
             f"{start.path} is of a run on other training data than {training_set.table.path} holds now; undo the "
-            "change, start a new run with init_from, or go on all the same by --allow-config-change"
+            "change, start a new run with init_from, or resume with --allow-config-change"
         )
 
 
@@ -79,38 +138,45 @@ def check_same_data(dataset: CocoDetection, processes: Processes) -> None:
 
 
 def compare_data(
-    config: Config,
+    model: ModelConfig,
     training_set: CocoDetection,
     validation_set: CocoDetection,
     pixels: tuple[Digests, Digests] | None = None,
 ) -> Findings:
-    """What is wrong with two splits that are each sound; pixels as in `compare_splits`."""
+    """What is wrong with two splits that are each valid; pixels as in `compare_splits`."""
     findings = Findings()
     compare_splits(training_set, validation_set, findings, pixels)
-    d3q = config.model.d3q
-    limit = config.model.num_queries if d3q is None else d3q.max_queries or config.model.num_queries
+    limit = model.num_queries if model.d3q is None else model.d3q.max_queries or model.num_queries
     check_query_limit(training_set, limit, findings)
     return findings
 
 
-def resolve_initial_density(config: Config, training_set: CocoDetection) -> Config:
-    """For fresh weights: the density map starts at the mean density of the training set unless a number is given."""
+def resolve_from_data(config: Config, start: Resumption | None, training_set: CocoDetection) -> Config:
+    """The config with what follows from the training data, resolved once: a resumed run has it already.
+
+    model.d3q.initial_density is the mean density of the training set, unless a number is given.
+    """
     d3q = config.model.d3q
-    if d3q is None or d3q.initial_density is not None:
+    if start is not None or d3q is None or d3q.initial_density is not None:
         return config
     density = mean_density(training_set, config.data, stride=config.model.backbone.out_strides[0])
     return replace(config, model=replace(config.model, d3q=replace(d3q, initial_density=density)))
 
 
-def starting_detector(config: Config, start: Resumption | None, processes: Processes) -> tuple[nn.Module, str]:
-    """The detector on its device, and where its weights come from."""
+def starting_model(config: Config, start: Resumption | None, processes: Processes) -> StartingModel:
+    """Build the detector and load the weights that the training starts from."""
     detector = build_detector(config)
     if start is None:
         origin = load_initial_weights(detector, config, processes)
     else:
         load_weights(detector, start.checkpoint.model, source="--resume")
         origin = str(start.path)
-    return detector.to(processes.device), origin
+    detector.to(processes.device)
+    average = WeightAverage(detector, decay=config.optim.ema_decay) if config.optim.ema_decay > 0 else None
+    model = StartingModel(detector, average, origin)
+    for module in {model.detector, model.evaluated}:
+        accelerate(module, config.runtime, device_type=processes.device.type)
+    return model
 
 
 def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:

@@ -1,4 +1,4 @@
-"""The last words of a training run."""
+"""The closing report of a training run."""
 
 import json
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from engine.wording import counted
 HELD = ("best.pth", "last.pth", "metrics.jsonl", "log.txt", "evaluation", "tensorboard")
 
 
-def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, int]) -> str:
-    """Best and last evaluation, time, what was left out, and the commands to go on with.
+def closing_report(folder: Path, progress: Progress, *, untrained: Mapping[str, int]) -> str:
+    """Best and last evaluation, time, what was skipped, and the commands to continue with.
 
-    folder     of the run, with its metrics log
-    left_out   annotations that are not trained on, by reason
+    folder      of the run, with its metrics log
+    untrained   annotations that were skipped or dropped, by reason
     """
-    annotations = sum(left_out.values())
+    annotations = sum(untrained.values())
     held = [name for name in HELD if (folder / name).exists()]
     more = f"--set optim.epochs={progress.epoch + 1}"
     return "\n".join(
@@ -26,7 +26,7 @@ def closing_report(folder: Path, progress: Progress, *, left_out: Mapping[str, i
             f"done: {counted(progress.epoch, 'epoch')}, {counted(progress.step, 'step')} "
             f"in {duration(progress.seconds)}",
             *_evaluations(folder / "metrics.jsonl"),
-            f"left out: {counted(progress.skipped, 'step')} not finite, {counted(annotations, 'annotation')}; "
+            f"skipped: {counted(progress.skipped, 'step')} not finite, {counted(annotations, 'annotation')}; "
             f"replaced: {counted(progress.replaced, 'image')} that could not be read",
             *([f"evaluate: python main.py --eval --resume {folder / 'best.pth'}"] if "best.pth" in held else []),
             *([f"train on: python main.py --resume {folder / 'last.pth'} {more}"] if "last.pth" in held else []),

@@ -14,10 +14,10 @@ from pathlib import Path
 from engine.checkpoints.checkpoint import load_checkpoint
 from engine.console import guard_console
 from ops import tune_allocation
-from tests.chaos.hooks import at_step
 from tests.chaos.launch import Run
 from tests.chaos.resume import terminate_self
 from tests.chaos.toy import BATCHES, Toy, differences
+from tests.support.hooks import at_step
 
 WIDE_HEADS = ["model.hidden_dim=64", "model.neck.num_groups=8"]
 STOPPED = 75

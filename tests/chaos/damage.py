@@ -11,10 +11,10 @@ from pathlib import Path
 from engine.checkpoints.checkpoint import load_checkpoint
 from engine.checkpoints.sealed_file import DamagedError
 from tests.chaos.finding import Finding
-from tests.chaos.hooks import at_step
 from tests.chaos.launch import Run
 from tests.chaos.resume import terminate_self
 from tests.chaos.toy import BATCHES, Toy, differences
+from tests.support.hooks import at_step
 
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:

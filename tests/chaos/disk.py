@@ -12,9 +12,9 @@ from pathlib import Path
 from engine.checkpoints.checkpoint import load_checkpoint
 from engine.checkpoints.sealed_file import CheckpointError
 from tests.chaos.finding import Finding
-from tests.chaos.hooks import at_step
 from tests.chaos.launch import FORK, Run
 from tests.chaos.toy import BATCHES, STEPS, Toy
+from tests.support.hooks import at_step
 
 MEGABYTES = 6
 """Of the small disk: room for the toy's checkpoints"""

@@ -12,9 +12,9 @@ from pathlib import Path
 from engine.checkpoints.checkpoint import load_checkpoint
 from engine.checkpoints.sealed_file import CheckpointError
 from tests.chaos.finding import Finding
-from tests.chaos.hooks import at_save, note_saves
 from tests.chaos.launch import Run
 from tests.chaos.toy import EPOCHS, Toy
+from tests.support.hooks import at_save, note_saves
 
 SAVES = 2 * EPOCHS + 1
 """last.pth after every epoch and every evaluation, best.pth once: the toy's score does not rise"""

@@ -8,9 +8,9 @@ from functools import partial
 
 from engine.checkpoints.checkpoint import load_checkpoint
 from tests.chaos.finding import Finding
-from tests.chaos.hooks import at_evaluation, at_step
 from tests.chaos.launch import Run
 from tests.chaos.toy import EPOCHS, STEPS, Toy
+from tests.support.hooks import at_evaluation, at_step
 
 Hook = Callable[[], None]
 

@@ -23,9 +23,9 @@ import main
 from datasets.build import build_dataset, build_train_loader
 from datasets.synthetic.scene import CountDistribution
 from engine.checkpoints.checkpoint import load_checkpoint
-from engine.commands import setup as start
-from engine.commands import train as runs
-from engine.commands.resolve import resolve_config
+from engine.commands import train
+from engine.commands.resolve import read_file
+from engine.commands.setup import resolve_from_data
 from engine.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from engine.trainer import Trainer
 from models.build import build_criterion, build_detector
@@ -85,23 +85,23 @@ def run_engine(settings: list[str], folder: Path, lane: Connection) -> None:
 
     fit: Callable[[Any], None] = Trainer.fit
     Trainer.fit = timed  # type: ignore[assignment,method-assign]
-    runs.evaluate = lambda *given, **options: -1.0
+    train.evaluate = lambda *given, **options: -1.0
     with redirect_stdout(StringIO()):
         assert main.main(["--config", str(CONFIG), "--set", *settings, f"runtime.output_dir={folder}"]) == 0
 
 
 def run_bare(settings: list[str], folder: Path, lane: Connection) -> None:
-    config = resolve_config(CONFIG, settings)
+    config = read_file(CONFIG, settings).config
     torch.manual_seed(config.runtime.seed)
     dataset = build_dataset(config.data, training=True, seed=config.runtime.seed, num_classes=config.model.num_classes)
-    config = start.resolve_initial_density(config, dataset)
+    config = resolve_from_data(config, None, dataset)
     detector = build_detector(config).train()
     criterion = build_criterion(config)
     optimizer = build_optimizer(detector, config.optim)
     loader = build_train_loader(dataset, config.data, rank=0, world_size=1, seed=config.runtime.seed, pin_memory=False)
     torch.manual_seed(config.runtime.seed)
 
-    def train() -> None:
+    def loop() -> None:
         for step, batch in enumerate(loader):
             set_learning_rates(optimizer, learning_rate_factor(config.optim, epoch=0, step=step))
             output = detector(batch.images, batch.padding_mask, batch.targets)
@@ -111,7 +111,7 @@ def run_bare(settings: list[str], folder: Path, lane: Connection) -> None:
             nn.utils.clip_grad_norm_(detector.parameters(), config.optim.clip_grad_norm)
             optimizer.step()
 
-    in_turns(train, lane)
+    in_turns(loop, lane)
     folder.mkdir()
     torch.save(detector.state_dict(), folder / "bare.pth")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main
-from tests.chaos.hooks import at_step
+from tests.support.hooks import at_step
 
 
 def die(mark: Path) -> None:

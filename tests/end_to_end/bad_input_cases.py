@@ -22,7 +22,7 @@ from PIL import Image
 from datasets import coco
 from datasets.coco import CocoDetection
 from engine.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from engine.commands import train as runs
+from engine.commands import setup
 from models.postprocess import PostProcess
 from models.structures import Detections
 from tests.support.image_files import write_png, write_tiff
@@ -548,8 +548,8 @@ def held_port(bench: Bench) -> list[str]:
 
 
 def other_config(bench: Bench) -> list[str]:
-    dump = runs.dump_config
-    bench.patch.setattr(runs, "dump_config", lambda config: dump(config) + os.environ["RANK"])
+    dump = setup.dump_config
+    bench.patch.setattr(setup, "dump_config", lambda config: dump(config) + os.environ["RANK"])
     return bench.run()
 
 

@@ -8,7 +8,7 @@ import torch
 
 import main
 from engine.checkpoints.checkpoint import load_checkpoint
-from engine.commands import train as runs
+from engine.commands import train
 from tests.support.tiny_run import write_experiment
 
 
@@ -108,7 +108,7 @@ def test_too_little_memory(
     def exhaust(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
-    monkeypatch.setattr(runs, "build_criterion", lambda config: exhaust)
+    monkeypatch.setattr(train, "build_criterion", lambda config: exhaust)
     settings = ["--set", f"runtime.output_dir={tmp_path / 'run'}"]
     message = fails(["--config", str(experiment), *settings], 6, capsys)
     for part in ("image 10 with 2 objects", "image 11 with 1 objects", "queries", "9.00 GiB", "runtime.recompute"):

@@ -239,7 +239,13 @@ TABLE = [
         4,
         "of 2 processes, this run has 1: start as many until the epoch ends",
     ),
-    Case(53, "other training data", made.other_training_data, 4, "other training data than .*go on all the same by --"),
+    Case(
+        53,
+        "other training data",
+        made.other_training_data,
+        4,
+        "other training data than .*resume with --allow-config-change",
+    ),
     Case(53, "other data, allowed", lambda b: made.other_training_data(b, "--allow-config-change"), 0, "done"),
     Case(
         53,

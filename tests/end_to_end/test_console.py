@@ -17,7 +17,7 @@ import pytest
 
 import main
 from configs.describe import describe_schema
-from engine.commands import train as runs
+from engine.commands import train
 from engine.console import guard_console
 from scripts import convert_checkpoint
 from tests.support.tiny_run import write_experiment
@@ -202,7 +202,7 @@ def test_a_file_of_the_run_that_cannot_be_written_is_an_error_as_before(
         (folder / name).parent.mkdir(parents=True)
         (folder / name).symlink_to("/dev/full")
 
-    monkeypatch.setattr(runs, "require_folder", fill_disk)  # it refuses a folder with files that are not of a run
+    monkeypatch.setattr(train, "require_folder", fill_disk)  # it refuses a folder with files that are not of a run
     assert main.main(begin(experiment, folder)) == 2
     place = (folder / name).parent if "/" in name else folder / name
     assert f"error: {place}: not written (No space left on device" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import torch
 import main
 from configs.loader import load_config
 from engine.checkpoints.checkpoint import load_checkpoint
-from engine.commands import setup as begin
+from engine.commands import setup
 from engine.distributed.processes import (
     SHARED_STORE,
     Launch,
@@ -158,10 +158,10 @@ def failed_download(experiment: str, processes: Processes) -> list[object]:
         calls.append("download")
         raise WeightsError("cannot fetch")
 
-    begin.load_backbone_weights = download
+    setup.load_backbone_weights = download
     config = load_config(Path(experiment), ["model.backbone.weights=IMAGENET1K_V1", "model.d3q.initial_density=0.1"])
     with pytest.raises(WeightsError) as raised:
-        begin.load_initial_weights(SimpleNamespace(backbone=None), config, processes)  # type: ignore[arg-type]
+        setup.load_initial_weights(SimpleNamespace(backbone=None), config, processes)  # type: ignore[arg-type]
     return [*calls, str(raised.value)]
 
 
@@ -184,16 +184,13 @@ def test_other_configs_are_refused_and_named(experiment: Path, tmp_path: Path) -
 
 
 SLEEP = """
-import os, sys, time
+import sys, time
 sys.path.insert(0, {root!r})
 import main
-from engine.distributed.signals import StopRequest
-agree = StopRequest.agree
-def long_work(request):
-    if request._processes.pulse.steps == 3 and os.environ["RANK"] == "1":
-        time.sleep(1000)
-    return agree(request)
-StopRequest.agree = long_work
+from tests.support.hooks import at_step
+def long_work():
+    time.sleep(1000)
+at_step(4, long_work, rank=1)
 sys.exit(main.main())
 """
 

@@ -14,9 +14,9 @@ import torch
 import main
 from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from engine.checkpoints.run_folder import RunFolder
-from engine.commands import setup as begin
-from engine.commands import train as runs
-from engine.distributed.signals import SIGNALS, StopRequest
+from engine.commands import setup, train
+from engine.distributed.signals import SIGNALS
+from tests.support.hooks import stop_at_step
 from tests.support.tiny_run import write_experiment
 
 STEPS = 6
@@ -77,26 +77,12 @@ def status(folder: Path) -> dict:
     return json.loads((folder / "status.json").read_text())
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals = signal.SIGTERM) -> None:
-    """The signal after so many steps of the next run."""
-    agree = StopRequest.agree
-
-    def signalled(request: StopRequest) -> bool:
-        signalled.calls += 1
-        if signalled.calls == steps:
-            os.kill(os.getpid(), number)
-        return agree(request)
-
-    signalled.calls = 0
-    monkeypatch.setattr(StopRequest, "agree", signalled)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", range(1, STEPS + 1))
 def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, workers: int
 ) -> None:
-    stop_after(stop, monkeypatch)
+    stop_at_step(stop, monkeypatch)
     folder = tmp_path / "run"
     assert main.main(arguments(experiment, folder, f"data.num_workers={workers}")) == 75
     stopped = load_checkpoint(folder / "last.pth")
@@ -114,9 +100,9 @@ def test_a_terminal_that_is_gone_stops_a_run_as_sigterm_does(
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        stop_after(2, patch, signal.SIGHUP)
+        stop_at_step(2, patch, signal.SIGHUP)
         assert main.main(arguments(experiment, folder)) == 75
-    assert "stopped by SIGHUP; go on with --resume" in capsys.readouterr().err
+    assert "stopped by SIGHUP; resume with --resume" in capsys.readouterr().err
     assert [status(folder)[key] for key in ("state", "exit_code", "step")] == ["interrupted", 75, 2]
     assert main.main(["--resume", str(folder / "last.pth")]) == 0
     assert_same_end(folder, whole)
@@ -125,7 +111,7 @@ def test_a_terminal_that_is_gone_stops_a_run_as_sigterm_does(
 def test_a_sighup_that_nohup_ignores_stays_ignored(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(2, monkeypatch, signal.SIGHUP)
+    stop_at_step(2, monkeypatch, signal.SIGHUP)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert main.main(arguments(experiment, tmp_path / "run")) == 0
@@ -148,7 +134,7 @@ def test_a_signal_that_is_repeated_does_not_disturb_the_end(
         write_status(folder, state, code)
 
     monkeypatch.setattr(RunFolder, "_write_status", signalled)
-    stop_after(2, monkeypatch, number)
+    stop_at_step(2, monkeypatch, number)
     assert main.main(arguments(experiment, tmp_path / "run")) == 75
     assert [status(tmp_path / "run")[key] for key in ("state", "exit_code")] == ["interrupted", 75]
 
@@ -161,7 +147,7 @@ def test_average_several_batches_a_step_and_records_of_several_steps_go_on_as_we
     settings = ["data.batch_size=1", "optim.accumulate_steps=2", "optim.ema_decay=0.9", "runtime.log_every=5"]
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert main.main(arguments(experiment, whole, *settings)) == 0
-    stop_after(stop, monkeypatch)
+    stop_at_step(stop, monkeypatch)
     assert main.main(arguments(experiment, folder, *settings)) == 75
     stopped = load_checkpoint(folder / "last.pth")
     assert (stopped.step, stopped.epoch, stopped.batch) == (stop, stop // 3, stop % 3 * 2)
@@ -174,7 +160,7 @@ def test_a_signal_during_the_evaluation_ends_it(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    evaluate = runs.evaluate
+    evaluate = train.evaluate
 
     def signalled(*given: object, **options: object) -> float:
         score = evaluate(*given, **options)
@@ -182,9 +168,9 @@ def test_a_signal_during_the_evaluation_ends_it(
         return score
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "evaluate", signalled)
+        patch.setattr(train, "evaluate", signalled)
         assert main.main(arguments(experiment, folder)) == 75
-    assert f"stopped by SIGINT; go on with --resume {folder / 'last.pth'}" in capsys.readouterr().err
+    assert f"stopped by SIGINT; resume with --resume {folder / 'last.pth'}" in capsys.readouterr().err
     assert not load_checkpoint(folder / "last.pth").evaluated
     assert main.main(["--resume", str(folder / "last.pth")]) == 0
     assert_same_end(folder, whole)
@@ -193,13 +179,13 @@ def test_a_signal_during_the_evaluation_ends_it(
 def test_a_signal_before_the_training_ends_the_run_at_once(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build = begin.build_dataset
+    build = setup.build_dataset
 
     def signalled(*given: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return build(*given, **options)
 
-    monkeypatch.setattr(begin, "build_dataset", signalled)
+    monkeypatch.setattr(setup, "build_dataset", signalled)
     assert main.main(arguments(experiment, tmp_path / "run")) == 75
     assert "stopped by SIGTERM outside the training" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -296,13 +282,8 @@ EVALUATION_HOOK = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import main
-from engine.commands import train as runs
-loader = runs.evaluation_loader
-def signalled(*given):
-    if os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return loader(*given)
-runs.evaluation_loader = signalled
+from tests.support.hooks import at_evaluation
+at_evaluation(1, lambda: os.kill(os.getpid(), signal.SIGTERM), rank=1)
 code = main.main()
 open(os.path.join({folder!r}, "code" + os.environ["RANK"]), "w").write(str(code))
 sys.exit(code)
@@ -312,14 +293,8 @@ HOOK = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import main
-from engine.distributed.signals import StopRequest
-agree, calls = StopRequest.agree, []
-def counted(request):
-    calls.append(1)
-    if len(calls) == {call} and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return agree(request)
-StopRequest.agree = counted
+from tests.support.hooks import at_step
+at_step({call}, lambda: os.kill(os.getpid(), signal.SIGTERM), rank=1)
 sys.exit(main.main())
 """
 
@@ -346,7 +321,7 @@ def test_inside_an_epoch_the_batches_must_be_the_same(
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "agree", lambda request: setattr(request, "agreed", True) or True)
+        stop_at_step(1, patch)
         assert main.main(arguments(experiment, folder)) == 75
     assert main.main(["--resume", str(folder / "last.pth"), "--set", "data.batch_size=1"]) == 4
     assert "inside an epoch of 3 batches, this run has 5" in capsys.readouterr().err

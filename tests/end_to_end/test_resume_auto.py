@@ -1,8 +1,6 @@
 """One command that is repeated until the run is done."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from configs.compare import HARMLESS, harmful_differences
 from configs.loader import load_config, schema_keys
 from configs.schema import Config
 from engine.checkpoints.checkpoint import load_checkpoint
-from engine.distributed.signals import StopRequest
+from tests.support.hooks import stop_at_step
 from tests.support.tiny_run import write_experiment
 
 
@@ -29,19 +27,10 @@ def command(experiment: Path, *settings: str) -> list[str]:
 def test_the_same_command_starts_goes_on_and_ends(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    agree = StopRequest.agree
-    calls: list[int] = []
-
-    def signalled(request: StopRequest) -> bool:
-        calls.append(1)
-        if len(calls) in (1, 3):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return agree(request)
-
-    monkeypatch.setattr(StopRequest, "agree", signalled)
+    for step in (1, 3):  # of all runs together
+        stop_at_step(step, monkeypatch)
     codes = [main.main(command(experiment)) for _ in range(4)]
     assert codes == [75, 75, 0, 0]
-    assert len(calls) == 6  # steps of two epochs
     assert "already finished: 2 of 2 epochs" in capsys.readouterr().out
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [record["step"] for record in map(json.loads, lines) if record["kind"] == "train"]

@@ -1,7 +1,5 @@
 """The average of the weights: its formula, what it leaves alone, and whole runs with it."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from torch import nn
 import main
 from engine.averaging import WeightAverage
 from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from engine.distributed.signals import StopRequest
+from tests.support.hooks import stop_at_step
 from tests.support.tiny_run import write_experiment
 
 
@@ -64,13 +62,7 @@ def test_runs_evaluate_keep_continue_and_start_from_the_average(
     assert checkpoint(plain).average == {}
     assert not same(checkpoint(whole).model, checkpoint(whole).average)
 
-    agree = StopRequest.agree
-    steps = iter(range(1, 100))
-    monkeypatch.setattr(
-        StopRequest,
-        "agree",
-        lambda request: (next(steps) == 3 and os.kill(os.getpid(), signal.SIGTERM)) or agree(request),
-    )
+    stop_at_step(3, monkeypatch)
     assert train(experiment, parts) == 75
     monkeypatch.undo()
     assert main.main(["--resume", str(parts / "last.pth")]) == 0

@@ -25,19 +25,19 @@ def test_the_report_at_the_end(tmp_path: Path) -> None:
     for name in ("last.pth", "best.pth"):
         (tmp_path / name).touch()
     progress = Progress(epoch=2, step=9, skipped=3, replaced=4, seconds=3723.0)
-    lines = closing_report(tmp_path, progress, left_out={"crowd": 5, "ignored": 2}).splitlines()
+    lines = closing_report(tmp_path, progress, untrained={"crowd": 5, "ignored": 2}).splitlines()
     assert lines[0] == "done: 2 epochs, 9 steps in 1:02:03"
     assert [line.split() for line in lines[1:4]] == [
         ["precision,", "%", "step", "AP", "AP50"],
         ["best", "5", "25.0", "50.0"],
         ["last", "9", "12.5", "-"],
     ]
-    assert lines[4] == "left out: 3 steps not finite, 7 annotations; replaced: 4 images that could not be read"
+    assert lines[4] == "skipped: 3 steps not finite, 7 annotations; replaced: 4 images that could not be read"
     assert f"python main.py --eval --resume {tmp_path / 'best.pth'}" in lines[5]
     assert f"python main.py --resume {tmp_path / 'last.pth'} --set optim.epochs=3" in lines[6]
     assert lines[7] == f"{tmp_path} holds best.pth, last.pth, metrics.jsonl"
     (tmp_path / "best.pth").unlink()
-    assert "--eval" not in closing_report(tmp_path, progress, left_out={})
+    assert "--eval" not in closing_report(tmp_path, progress, untrained={})
 
 
 def test_a_meter_goes_on_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:

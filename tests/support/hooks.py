@@ -1,39 +1,50 @@
-"""Moments of a run at which something can be made to happen, without the engine knowing of it."""
+"""Moments of a run at which a test acts: after a step, before an evaluation, at a save."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.optim.optimizer import register_optimizer_step_post_hook
+import pytest
 
-from engine.commands import train as runs
+from engine.commands import train
+from engine.trainer import Trainer
 
 Act = Callable[[], object]
 
 
-def at_step(number: int, act: Act, *, rank: int = 0) -> None:
-    """Act right after the optimiser step of this number, counted from 1 in this process, on one rank."""
+def at_step(number: int, act: Act, *, rank: int = 0, patch: pytest.MonkeyPatch | None = None) -> None:
+    """Act after the step of this number, counted from 1 in this process, on one rank.
+
+    patch   undoes it at the end of a test; None: for good, in a program of its own
+    """
     if os.environ.get("RANK", "0") != str(rank):
         return
-    count = 0
+    after_step, count = Trainer.after_step, 0
 
-    def step(*_: object) -> None:
+    def acting(trainer: Trainer) -> bool:
         nonlocal count
         count += 1
         if count == number:
             act()
+        return after_step(trainer)
 
-    register_optimizer_step_post_hook(step)
+    (patch or pytest.MonkeyPatch()).setattr(Trainer, "after_step", acting)
+
+
+def stop_at_step(number: int, patch: pytest.MonkeyPatch, kind: signal.Signals = signal.SIGTERM) -> None:
+    """Send this process a signal after the step of this number."""
+    at_step(number, lambda: os.kill(os.getpid(), kind), patch=patch)
 
 
 def at_evaluation(number: int, act: Act, *, rank: int = 0) -> None:
     """Act at the begin of the evaluation of this number, on one rank."""
     if os.environ.get("RANK", "0") != str(rank):
         return
-    evaluate, count = runs.evaluate, 0
+    evaluate, count = train.evaluate, 0
 
     def evaluated(*given: Any, **options: Any) -> float:
         nonlocal count
@@ -42,7 +53,7 @@ def at_evaluation(number: int, act: Act, *, rank: int = 0) -> None:
             act()
         return evaluate(*given, **options)
 
-    runs.evaluate = evaluated
+    train.evaluate = evaluated
 
 
 def at_save(number: int, act: Act) -> None:

@@ -1,0 +1,106 @@
+"""An evaluation, assembled from a config: of a checkpoint, or of a detector in training."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from torch import nn
+
+from configs.paths import expand_path
+from configs.schema import Config
+from datasets.build import build_eval_loader
+from datasets.checks import check_trained_classes
+from datasets.coco import CocoDetection
+from datasets.loading import ImageLoader, worker_failures_named
+from datasets.structures import Batch
+from engine.acceleration import accelerate
+from engine.checkpoints.checkpoint import Checkpoint, load_weights
+from engine.checkpoints.folder_use import open_evaluation
+from engine.commands.setup import attention_lines, check_same_data, open_split
+from engine.distributed.processes import Processes
+from engine.evaluation.artifacts import gallery_indices, show_evaluation
+from engine.evaluation.evaluate import evaluate_detector, predict_batches
+from engine.logger import RunLogger, progress
+from engine.metrics.average_precision import get_protocol
+from models.build import build_detector, build_postprocess
+
+
+def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
+    """Evaluate the validation split of the config; results go into a folder of their own: see `open_evaluation`."""
+    named = config.runtime.output_dir
+    dataset, detector = build_trained(config, checkpoint, path, processes)
+    folder = open_evaluation(path, None if named is None else expand_path(named, "runtime.output_dir"), processes)
+    with RunLogger(folder, is_main=processes.is_main) as logger:
+        logger.say(f"{path}: {checkpoint.place}")
+        for line in attention_lines(processes):
+            logger.say(line)
+        evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.step)
+        logger.say(f"done: {folder} holds the report and the gallery")
+
+
+def build_trained(
+    config: Config, checkpoint: Checkpoint, path: Path, processes: Processes
+) -> tuple[CocoDetection, nn.Module]:
+    """The validation split of the config, and the detector with the checkpoint's weights."""
+    dataset = open_split(config, processes, training=False)
+    check_trained_classes(dataset, checkpoint.categories, source=path)
+    check_same_data(dataset, processes)
+    detector = build_detector(config)
+    load_weights(detector, checkpoint.best_weights, source=str(path))
+    accelerate(detector.to(processes.device), config.runtime, device_type=processes.device.type)
+    return dataset, detector
+
+
+def evaluation_loader(config: Config, dataset: CocoDetection, processes: Processes) -> ImageLoader:
+    """This process's share of the images."""
+    return build_eval_loader(
+        dataset,
+        config.data,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        pin_memory=processes.device.type == "cuda",
+    )
+
+
+def under_progress(loader: ImageLoader, processes: Processes) -> Iterable[Batch]:
+    """The batches, counted on the terminal of process 0."""
+    return progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
+
+
+def evaluate(
+    config: Config,
+    detector: nn.Module,
+    dataset: CocoDetection,
+    processes: Processes,
+    logger: RunLogger,
+    folder: Path,
+    *,
+    step: int,
+    watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> float:
+    """Evaluate on all processes and show the result; returns the mean AP. `watch` may end it between batches."""
+    loader = evaluation_loader(config, dataset, processes)
+    batches = watch(under_progress(loader, processes))
+    objects = [dataset.ground_truth(i) for i in range(len(dataset))]
+    shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
+    postprocess, device = build_postprocess(config), processes.device
+    with worker_failures_named(loader):
+        evaluation = evaluate_detector(
+            predict_batches(detector, postprocess, batches, device=device, amp=config.runtime.amp),
+            objects,
+            num_classes=config.model.num_classes,
+            protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
+            processes=processes,
+            picture_ids=frozenset(objects[i].image_id for i in shown),
+        )
+    if processes.is_main:
+        show_evaluation(
+            evaluation,
+            objects=objects,
+            class_names=dataset.categories,
+            read_image=dataset.read_image,
+            score_threshold=config.evaluation.gallery_score,
+            logger=logger,
+            folder=folder,
+            step=step,
+        )
+    return max(evaluation.metrics.summary()["mAP"], 0.0)
