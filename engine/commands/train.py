@@ -80,9 +80,8 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         begin(trainer, start, folder)
         record_start(config, splits, model, processes, logger, folder)
         trainer.fit()
-        logger.say(
-            closing_report(folder, trainer.progress, untrained=splits.training.dropped | splits.training.skipped)
-        )
+        untrained = splits.training.dropped | splits.training.skipped
+        logger.say(closing_report(folder, trainer.progress, untrained=untrained))
 
 
 def record_start(
