@@ -1,1 +1,1 @@
-"""Data: COCO files to batches, joint transforms, samplers, and procedural scenes."""
+"""Data: COCO files and images to batches, and procedural scenes. No model, no training loop, no download."""

@@ -9,51 +9,24 @@ are two different places. Without a network, fetch the wheel elsewhere and pass 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
-import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.errors import DataError
 from engine.console import guard_console
+from scripts.converters import neon_trees
 from scripts.support.coco_writer import CocoWriter, building, is_prepared
 from scripts.support.wheel import open_wheel
-
-_PACKAGE = "deepforest==2.1.0"
-_WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
-_SPLITS = {
-    "train": "2019_YELL_2_528000_4978000_image_crop2",
-    "test": "2019_YELL_2_541000_4977000_image_crop",
-}
-_LICENSE = "deepforest-2.1.0.dist-info/licenses/LICENSE"
-_LEAST_SHARE = 0.5
-"""A box stays in a tile when at least this share of its area does."""
-_LEAST_SIDE = 1.0
-"""px, after scaling and clipping."""
-
-_NOTICE = """\
-NEON tree crowns, two scenes of Yellowstone (YELL), scaled to {scale:g} and cut into {tile}-px tiles.
-
-Images: airborne RGB imagery of the National Ecological Observatory Network (NEON), a program sponsored by the U.S.
-National Science Foundation and operated by Battelle; NEON releases its data products under CC0 1.0
-(https://www.neonscience.org/data-samples/data-policies-citation).
-Boxes: hand-labelled by the DeepForest authors, distributed in the Python package {package}
-(https://github.com/weecology/DeepForest) under the MIT License below.
-
-{license}"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     guard_console()
     options = parse(arguments)
     recipe = {
-        "source": f"{_PACKAGE} sha256:{_WHEEL_SHA256}",
+        "source": f"{neon_trees.PACKAGE} sha256:{neon_trees.WHEEL_SHA256}",
         "scale": options.scale,
         "tile": options.tile,
         "overlap": options.overlap,
@@ -65,15 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         with (
             building(options.out, recipe, force=options.force) as aside,
-            open_wheel(_PACKAGE, sha256=_WHEEL_SHA256, wheel=options.wheel) as archive,
+            open_wheel(neon_trees.PACKAGE, sha256=neon_trees.WHEEL_SHA256, wheel=options.wheel) as archive,
         ):
-            for split, name in _SPLITS.items():
+            for split in neon_trees.SPLITS:
                 overlap = options.train_overlap if split == "train" else options.overlap
-                write_split(
-                    aside, split, archive, name, scale=options.scale, tile=options.tile, overlap=overlap
-                )  # fmt: skip
-            license_text = archive.read(_LICENSE).decode()
-            notice = _NOTICE.format(scale=options.scale, tile=options.tile, package=_PACKAGE, license=license_text)
+                write_split(aside, split, archive, scale=options.scale, tile=options.tile, overlap=overlap)
+            notice = neon_trees.notice(archive, scale=options.scale, tile=options.tile)
             (aside / "NOTICE").write_text(notice)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -82,58 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def write_split(
-    out: Path, split: str, archive: zipfile.ZipFile, name: str, *, scale: float, tile: int, overlap: int
-) -> None:
-    """Scale one labelled image, cut it into tiles, and write tiles and annotations."""
-    image = Image.open(io.BytesIO(archive.read(f"deepforest/data/{name}.png"))).convert("RGB")
-    boxes = read_boxes(archive.read(f"deepforest/data/{name}.xml"))
-    width, height = (max(round(side * scale), 1) for side in image.size)
-    boxes = boxes * np.tile([width / image.width, height / image.height], 2)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
+def write_split(out: Path, split: str, archive: zipfile.ZipFile, *, scale: float, tile: int, overlap: int) -> None:
+    """Write tiles and annotations of a split."""
+    scene = neon_trees.read_split(archive, split, scale=scale)
     (out / split).mkdir()
-    writer = CocoWriter(("tree",))
-    for top in tile_starts(height, tile=tile, overlap=overlap):
-        for left in tile_starts(width, tile=tile, overlap=overlap):
-            window = (left, top, min(left + tile, width), min(top + tile, height))
-            inside = boxes_in_window(boxes, window)
-            file_name = f"{top:05d}_{left:05d}.png"
-            image.crop(window).save(out / split / file_name)
-            size = (window[3] - window[1], window[2] - window[0])
-            writer.add(
-                file_name,
-                size=size,
-                boxes=inside,
-                labels=np.zeros(len(inside), dtype=np.int64),
-                notes={"source": f"{name}.png"},
-            )
+    writer = CocoWriter(neon_trees.CLASSES)
+    for file_name, part in neon_trees.cut_tiles(scene, tile=tile, overlap=overlap):
+        part.image.save(out / split / file_name)
+        size, notes = part.image.size[::-1], {"source": f"{part.name}.png"}
+        writer.add(file_name, size=size, boxes=part.boxes, labels=part.labels, notes=notes)
     writer.write(out / "annotations" / f"{split}.json")
-    print(f"{split}: {len(boxes)} trees in an image of {width} x {height} px -> {writer.statistics()}", flush=True)
-
-
-def read_boxes(xml: bytes) -> np.ndarray:
-    """Pascal VOC -> (N, 4) float64 xyxy px."""
-    fields = ("xmin", "ymin", "xmax", "ymax")
-    rows = [[float(box.findtext(key, "nan")) for key in fields] for box in ElementTree.fromstring(xml).iter("bndbox")]
-    return np.array(rows, dtype=np.float64).reshape(-1, 4)
-
-
-def tile_starts(length: int, *, tile: int, overlap: int) -> list[int]:
-    """First pixels of evenly spread tiles that cover `length` px and overlap by at least `overlap` px."""
-    if length <= tile:
-        return [0]
-    number = -(-(length - overlap) // (tile - overlap))
-    return np.linspace(0, length - tile, number).round().astype(int).tolist()
-
-
-def boxes_in_window(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-    """(N, 4) xyxy -> (M, 4) xyxy relative to the window, clipped, of the boxes that are mostly inside."""
-    left, top, right, bottom = window
-    clipped = boxes.clip([left, top, left, top], [right, bottom, right, bottom])
-    sides = clipped[:, 2:] - clipped[:, :2]
-    share = sides.prod(axis=1) / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-9)
-    keep = (share >= _LEAST_SHARE) & (sides >= _LEAST_SIDE).all(axis=1)
-    return clipped[keep] - [left, top, left, top]
+    width, height = scene.image.size
+    print(
+        f"{split}: {len(scene.boxes)} trees in an image of {width} x {height} px -> {writer.statistics()}", flush=True
+    )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -146,7 +78,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--tile", type=int, default=256, help="side of the tiles, px (default 256)")
     add("--overlap", type=int, default=32, help="least overlap of neighbouring test tiles, px (default 32)")
     add("--train-overlap", type=int, help="the same of training tiles; more is more variety (default 3/4 of a tile)")
-    add("--wheel", type=Path, help=f"the wheel of {_PACKAGE}, if already fetched")
+    add("--wheel", type=Path, help=f"the wheel of {neon_trees.PACKAGE}, if already fetched")
     add("--force", action="store_true", help="replace a data set made with other parameters")
     options = parser.parse_args(arguments)
     if not 0.05 <= options.scale <= 2:

@@ -1,1 +1,1 @@
-"""Procedural overhead scenes, each a function of (seed, index, size). Nothing here reads a file."""
+"""Procedural aerial scenes with boxes. No files: scripts/make_scenes.py writes them."""

@@ -1,1 +1,1 @@
-"""What several scripts share: the COCO writer, files out of wheels. No commands."""
+"""Helpers of several scripts: the COCO writer and access to files in wheels. No commands, no single data set."""

@@ -16,11 +16,12 @@ from PIL import Image
 from datasets.coco import CocoDetection
 from datasets.transforms import Normalize
 from scripts import prepare_neon_trees as script
+from scripts.converters import neon_trees
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(920, 256, 32), (500, 256, 32), (257, 256, 0), (100, 256, 32)])
 def test_tiles_cover_the_image(length: int, tile: int, overlap: int) -> None:
-    starts = script.tile_starts(length, tile=tile, overlap=overlap)
+    starts = neon_trees.tile_starts(length, tile=tile, overlap=overlap)
     assert starts[0] == 0
     assert starts[-1] == max(length - tile, 0)
     assert all(a < b <= a + tile - overlap for a, b in pairwise(starts))
@@ -28,15 +29,16 @@ def test_tiles_cover_the_image(length: int, tile: int, overlap: int) -> None:
 
 def test_a_box_stays_when_half_of_it_does() -> None:
     boxes = np.array([[90.0, 10, 110, 20], [91.0, 10, 111, 20], [89.0, 10, 109, 20], [50.0, 50, 60, 60]])
-    inside = script.boxes_in_window(boxes, (0, 0, 100, 100))
+    inside, kept = neon_trees.boxes_in_window(boxes, (0, 0, 100, 100))
+    assert kept.tolist() == [True, False, True, True]
     assert inside.tolist() == [[90, 10, 100, 20], [89, 10, 100, 20], [50, 50, 60, 60]]
-    assert script.boxes_in_window(boxes, (40, 40, 100, 100)).tolist() == [[10, 10, 20, 20]]
+    assert neon_trees.boxes_in_window(boxes, (40, 40, 100, 100))[0].tolist() == [[10, 10, 20, 20]]
 
 
 def _fake_wheel(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(script._LICENSE, "MIT License")
-        for name in script._SPLITS.values():
+        archive.writestr(neon_trees.LICENSE, "MIT License")
+        for name in neon_trees.SPLITS.values():
             picture = io.BytesIO()
             Image.new("RGB", (300, 200), (90, 110, 70)).save(picture, format="PNG")
             archive.writestr(f"deepforest/data/{name}.png", picture.getvalue())
@@ -48,7 +50,7 @@ def _fake_wheel(path: Path) -> None:
 def test_writes_tiles_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel, out = tmp_path / "fake.whl", tmp_path / "trees"
     _fake_wheel(wheel)
-    monkeypatch.setattr(script, "_WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(neon_trees, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     options = ["--out", str(out), "--wheel", str(wheel), "--scale", "0.5", "--tile", "64", "--overlap", "8"]
     assert script.main(options) == 0
     dataset = CocoDetection(
