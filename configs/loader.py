@@ -5,7 +5,7 @@ dataclasses of `configs/schema.py`. The types of the dataclasses decide everythi
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -31,34 +31,38 @@ from configs.tree import (
     write_value,
 )
 
-__all__ = ["ConfigError", "dump_config", "load_config", "parse_as", "parse_config", "schema_keys"]
+__all__ = ["ConfigError", "Rules", "dump_config", "load_config", "parse_as", "parse_config", "schema_keys"]
 
 T = TypeVar("T")
+
+Rules = Mapping[type, Callable[[Any], None]]
 
 INVALID: Any = object()
 SCALARS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), rules: Rules | None = None) -> Config:
     """The experiment in a file, with its includes and then the overrides (`a.b=c`) applied.
+
+    rules   further checks of blocks, by their class: they raise InvalidValueError as a block's own __post_init__ does
 
     Raises ConfigError.
     """
     tree = read_tree(read_text(path), str(path))
-    return _build(Config, _apply(Config, _include(tree, path.parent), overrides))
+    return _build(Config, _apply(Config, _include(tree, path.parent), overrides), rules)
 
 
-def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
+def parse_config(text: str, source: str, overrides: Sequence[str] = (), rules: Rules | None = None) -> Config:
     """A resolved experiment, such as the one in a checkpoint; `source` names it in errors. Includes are not allowed.
 
     Raises ConfigError.
     """
-    return parse_as(Config, text, source, overrides)
+    return parse_as(Config, text, source, overrides, rules)
 
 
-def parse_as(schema: type[T], text: str, source: str, overrides: Sequence[str] = ()) -> T:
+def parse_as(schema: type[T], text: str, source: str, overrides: Sequence[str] = (), rules: Rules | None = None) -> T:
     """Text -> any dataclass of the field types that `_Builder.value` lists. Raises ConfigError."""
-    return _build(schema, _apply(schema, _include(read_tree(text, source), None), overrides))
+    return _build(schema, _apply(schema, _include(read_tree(text, source), None), overrides), rules)
 
 
 def dump_config(config: object) -> str:
@@ -147,8 +151,8 @@ def _options(schema: Any, path: str) -> tuple[Any, ...]:
 # ---- tree -> dataclasses
 
 
-def _build(schema: type[T], tree: Tree) -> T:
-    builder = _Builder(schema, [])
+def _build(schema: type[T], tree: Tree, rules: Rules | None) -> T:
+    builder = _Builder(schema, rules or {}, [])
     built: T = builder.block(schema, tree, "")
     if builder.problems:
         raise ConfigError(builder.problems)
@@ -160,6 +164,7 @@ class _Builder:
     """Builds dataclasses from a tree. A faulty value becomes INVALID and is recorded; the rest is still checked."""
 
     root: type
+    rules: Rules
     problems: list[str]
 
     def fail(self, tree: Tree, path: str, reason: str) -> Any:
@@ -226,9 +231,12 @@ class _Builder:
         if len(self.problems) > before:
             return INVALID
         try:
-            return schema(**values)
+            built = schema(**values)
+            if schema in self.rules:
+                self.rules[schema](built)
         except InvalidValueError as error:
             return self.fail(deepest(tree, error.field), join(path, error.field), error.reason)
+        return built
 
     def suggestion(self, key: str, siblings: Sequence[str]) -> str:
         """A sibling with a similar name, or else a key of the same name in another block."""

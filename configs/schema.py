@@ -43,7 +43,7 @@ def require_probability(block: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The convolutional backbone."""
+    """The convolutional backbone. Its strides and width must suit its entry of `models/backbones/catalog.py`."""
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0"]
     """Architecture. ResNets are torchvision's; efficientnet_lite0 is the light one for CPUs and drones."""
@@ -60,25 +60,14 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         strides = self.out_strides
-        require(
-            bool(strides) and set(strides) <= {2, 4, 8, 16, 32},
-            "out_strides",
-            f"choose from 2, 4, 8, 16, 32; got {list(strides)}",
-        )
+        require(bool(strides) and strides[0] > 0, "out_strides", f"needs strides > 0, got {list(strides)}")
         require(
             list(strides) == sorted(set(strides)),
             "out_strides",
             f"must ascend without repeats, got {list(strides)}",
         )
-        lite = self.name == "efficientnet_lite0"
-        require(
-            lite or strides[0] > 2,
-            "out_strides",
-            "a ResNet starts at stride 4; stride 2 needs efficientnet_lite0",
-        )
         require(-1 <= self.frozen_stages <= 4, "frozen_stages", f"must lie in -1..4, got {self.frozen_stages}")
         require_positive(self, "base_width")
-        require(not lite or self.base_width == 64, "base_width", "only ResNets have a base width; remove the key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +179,7 @@ class ModelConfig:
     """Rank proposals by their first class channel and train it as "object" (both Deformable DETRs); false
     ranks by the best class (DINO)."""
     backbone: BackboneConfig
-    """The convolutional backbone."""
+    """The convolutional backbone. Its strides and width must suit its entry of `models/backbones/catalog.py`."""
     neck: NeckConfig = NeckConfig()
     """Backbone maps to transformer levels."""
     position_encoding: PositionEncodingConfig = PositionEncodingConfig()

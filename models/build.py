@@ -9,7 +9,7 @@ from torch import nn
 
 from configs.schema import Config, SetLossConfig, TransformerConfig
 from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
-from models.backbones.resnet import build_backbone
+from models.backbones.backbone import build_backbone
 from models.boxes import L1Distance
 from models.criterion import Criterion, SetLoss
 from models.decoder import DecoderLayer, DeformableDecoder, DinoDecoder, PredictionHeads

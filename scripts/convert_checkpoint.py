@@ -30,21 +30,21 @@ from configs.schema import Config
 from datasets.annotations.table import read_annotations
 from engine.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
 from engine.checkpoints.foreign import ForeignCheckpoint, read_foreign_checkpoint
-from engine.checkpoints.sealed_file import CheckpointError, write_archive
-from engine.commands.exit_codes import UsageError, exit_code
-from engine.commands.resolve import fill_input_statistics
-from engine.console import guard_console
-from models.backbones.weights import load_backbone_weights
-from models.build import build_detector
-from models.key_mapping import (
+from engine.checkpoints.key_mapping import (
     CLASS_TENSORS,
     Naming,
     mmdetection_naming,
     original_naming,
-    strip_prefixes,
     to_mmdetection,
     translate,
 )
+from engine.checkpoints.sealed_file import CheckpointError, write_archive
+from engine.commands.exit_codes import UsageError, exit_code
+from engine.commands.resolve import RULES, fill_input_statistics
+from engine.console import guard_console
+from models.backbones.catalog import CATALOG
+from models.backbones.weights import load_backbone_weights, strip_prefixes
+from models.build import build_detector
 
 SHOWN = 10
 
@@ -121,7 +121,7 @@ def check_usage(options: argparse.Namespace) -> None:
 
 
 def convert_to_here(options: argparse.Namespace) -> None:
-    config = fill_input_statistics(load_config(options.config, options.set))
+    config = fill_input_statistics(load_config(options.config, options.set, RULES))
     torch.manual_seed(config.runtime.seed)  # of tensors that keep their initial values
     foreign = None if options.source == "torchvision" else read_foreign_checkpoint(options.file)
     if foreign is not None:
@@ -144,9 +144,10 @@ def convert_to_here(options: argparse.Namespace) -> None:
 
 def convert_to_mmdetection(options: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(options.file)
-    config = parse_config(checkpoint.config, f"{options.file} (config)")
-    if config.model.backbone.name == "efficientnet_lite0":
-        raise CheckpointError(f"{options.file}: mmdetection has no backbone efficientnet_lite0 with these names")
+    config = parse_config(checkpoint.config, f"{options.file} (config)", rules=RULES)
+    name = config.model.backbone.name
+    if not CATALOG[name].is_torchvision:
+        raise CheckpointError(f"{options.file}: mmdetection has no backbone {name} with these names")
     state = to_mmdetection(checkpoint.best_weights, naming_of("mmdetection", config))
     meta = {"dataset_meta": {"classes": tuple(checkpoint.categories)}}
     _write(options.out, lambda path: write_archive(path, {"meta": meta, "state_dict": state}))

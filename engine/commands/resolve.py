@@ -9,12 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.compare import harmful_differences
-from configs.loader import ConfigError, load_config, parse_config
+from configs.loader import ConfigError, Rules, load_config, parse_config
 from configs.paths import escape_path, expand_path
-from configs.schema import Config
+from configs.schema import BackboneConfig, Config, InvalidValueError
 from engine.commands.exit_codes import UsageError
-from models.backbones.statistics import input_statistics
+from models.backbones.catalog import CATALOG
 
+
+def check_backbone(backbone: BackboneConfig) -> None:
+    """Raises InvalidValueError unless the catalogue's entry allows its strides and width."""
+    if fault := CATALOG[backbone.name].find_fault(backbone.out_strides, backbone.base_width):
+        raise InvalidValueError(*fault)
+
+
+RULES: Rules = {BackboneConfig: check_backbone}
+"""Checks of a config that need more than the config"""
 NOWHERE = "runtime.output_dir=null"
 """An override before all others: an output_dir that is left was given by the others"""
 
@@ -49,12 +58,12 @@ class Experiment:
 
 def read_file(file: Path, overrides: Sequence[str]) -> Experiment:
     """The experiment of a file, with overrides. Raises ConfigError."""
-    return _read(lambda settings: load_config(file, settings), overrides, stem=file.stem)
+    return _read(lambda settings: load_config(file, settings, RULES), overrides, stem=file.stem)
 
 
 def read_checkpoint(path: Path, text: str, overrides: Sequence[str]) -> Experiment:
     """The experiment that a checkpoint holds as text, with overrides. Raises ConfigError."""
-    return _read(lambda settings: parse_config(text, f"{path} (config)", settings), overrides, stem=path.stem)
+    return _read(lambda settings: parse_config(text, f"{path} (config)", settings, RULES), overrides, stem=path.stem)
 
 
 def find_last(config: Config) -> Path | None:
@@ -68,7 +77,7 @@ def continue_config(config: Config, checkpoint_config: str, path: Path, *, allow
 
     Raises UsageError for differences that change the training, unless they are allowed.
     """
-    earlier = fill_input_statistics(parse_config(checkpoint_config, f"{path} (config)"))
+    earlier = fill_input_statistics(parse_config(checkpoint_config, f"{path} (config)", rules=RULES))
     ours, theirs = config.model.d3q, earlier.model.d3q
     if ours is not None and theirs is not None and ours.initial_density is None:
         d3q = replace(ours, initial_density=theirs.initial_density)
@@ -85,8 +94,8 @@ def fill_input_statistics(config: Config) -> Config:
     """The config with the mean and deviation that the backbone's weights expect, unless it has its own."""
     if config.data.mean is not None:
         return config
-    mean, std = input_statistics(config.model.backbone.name)
-    return replace(config, data=replace(config.data, mean=mean, std=std))
+    entry = CATALOG[config.model.backbone.name]
+    return replace(config, data=replace(config.data, mean=entry.mean, std=entry.std))
 
 
 def _read(read: Callable[[Sequence[str]], Config], overrides: Sequence[str], *, stem: str) -> Experiment:

@@ -1,36 +1,38 @@
-"""Pretrained backbone weights: where they come from, and loading them."""
+"""Pretrained backbone weights: from a file, from torchvision's cache, or by download."""
 
-import re
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import get_model_weights
 
-from models.backbones.resnet import EfficientNetLite0, ResNet
-from models.key_mapping import strip_prefixes
+from models.backbones.backbone import Backbone
+from models.backbones.catalog import CATALOG
+
+PREFIXES = ("_orig_mod.", "model.", "module.")
+"""Of all names: what torch.compile, trainers and distributed training wrap around a model"""
 
 
 class WeightsError(Exception):
-    """Backbone weights that cannot be had or do not fit."""
+    """Backbone weights are unavailable or do not fit."""
 
 
-def load_backbone_weights(backbone: ResNet | EfficientNetLite0, *, name: str, weights: str) -> str:
-    """Load a local file, or torchvision's weights from its cache or by download; returns where they came from.
+def load_backbone_weights(backbone: Backbone, *, name: str, weights: str) -> str:
+    """Load a local file, or torchvision's weights from its cache or by download; returns their source.
 
     weights   a file (a name with a suffix or a folder) or torchvision's enum name, such as IMAGENET1K_V1
 
-    Raises WeightsError naming the source, the file and the way out.
+    Raises WeightsError naming the source, the file and the remedy.
     """
     path = Path(weights)
     if path.suffix or len(path.parts) > 1:
         if not path.is_file():
             raise WeightsError(
                 f"{path}: no such weights file (model.backbone.weights); make it with scripts/fetch_weights.py "
-                "where that has it, or start from random weights with model.backbone.weights: null"
+                "if that has it, or start from random weights with model.backbone.weights: null"
             )
         state = _read(path)
     else:
@@ -41,10 +43,9 @@ def load_backbone_weights(backbone: ResNet | EfficientNetLite0, *, name: str, we
 
 
 def _torchvision_file(name: str, weights: str) -> Path:
-    if name == "efficientnet_lite0":
+    if (remedy := CATALOG[name].weights_remedy) is not None:
         raise WeightsError(
-            f"model.backbone.weights: torchvision has no {name} weights '{weights}'; run "
-            "scripts/fetch_weights.py and give the file it writes, or use null"
+            f"model.backbone.weights: torchvision has no {name} weights '{weights}'; {remedy}, or use null"
         )
     entries = get_model_weights(name).__members__
     if weights not in entries:
@@ -58,7 +59,7 @@ def _torchvision_file(name: str, weights: str) -> Path:
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(cached), hash_prefix=cached.stem.split("-")[-1], progress=False)
-        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of what came is wrong
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
             raise WeightsError(
                 f"cannot fetch {url} ({error}); put the file at {cached}, or start from random weights with "
                 "model.backbone.weights: null"
@@ -77,10 +78,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return strip_prefixes(state)[0]
 
 
-def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Every tensor of the backbone must come from the file; the file's classifier and deeper stages are left."""
-    if isinstance(backbone, EfficientNetLite0):
-        state = {lite0_key(backbone, key): value for key, value in state.items()}
+def _load(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
+    """Every tensor of the backbone must come from the file; its classifier and deeper stages are skipped."""
+    state = {backbone.own_key(key): value for key, value in state.items()}
     own = backbone.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -92,22 +92,11 @@ def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
     backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
-def lite0_key(backbone: EfficientNetLite0, key: str) -> str:
-    """Name of a tensor of the published EfficientNet-Lite0 file in `EfficientNetLite0`; others stay as they are."""
-    parts = {"_bn0": "stem.1", "_conv_stem": "stem.0"}
-    if (stem := key.split(".")[0]) in parts:
-        return key.replace(stem, parts[stem])
-    found = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", key)
-    if not found:
-        return key
-    block = int(found[1])
-    layers = {
-        "_expand_conv": "expand.0", "_bn0": "expand.1", "_depthwise_conv": "depthwise.0", "_bn1": "depthwise.1",
-        "_project_conv": "project.0", "_bn2": "project.1",
-    }  # fmt: skip
-    for group, blocks in enumerate(backbone.groups):
-        size = len(blocks)  # type: ignore[arg-type]
-        if block < size:
-            return f"groups.{group}.{block}.{layers[found[2]]}.{found[3]}"
-        block -= size
-    return key
+def strip_prefixes(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The state without the prefixes that all of its names share, nested in any order; and these together."""
+    stripped = ""
+    names = list(state)
+    while found := next((p for p in PREFIXES if names and all(len(n) > len(p) and n.startswith(p) for n in names)), ""):
+        names = [name.removeprefix(found) for name in names]
+        stripped += found
+    return dict(zip(names, state.values(), strict=True)), stripped

@@ -20,6 +20,7 @@ import torch
 
 from configs.loader import load_config
 from configs.schema import Config
+from engine.commands.resolve import RULES
 from engine.commands.step_memory import estimate_training_step
 from engine.memory import FIRST_USE
 from engine.optim import build_optimizer
@@ -54,7 +55,7 @@ class Case:
     batch: int
 
     def config(self, options: argparse.Namespace) -> Config:
-        return load_config(self.path, ["model.backbone.weights=null", f"runtime.amp={self.amp}", *options.set])
+        return load_config(self.path, ["model.backbone.weights=null", f"runtime.amp={self.amp}", *options.set], RULES)
 
 
 def measure(options: argparse.Namespace) -> list[Table]:

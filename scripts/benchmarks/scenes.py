@@ -11,6 +11,7 @@ from configs.paths import path_argument
 from configs.schema import Config
 from d3q import DensityBudget
 from datasets.structures import Batch, Target
+from engine.commands.resolve import RULES
 from models.deformable_detr import DeformableDETR
 from models.dino import DINO
 from models.proposals import FixedBudget
@@ -29,7 +30,7 @@ def add_scene_options(parser: argparse.ArgumentParser, *, side: int) -> None:
 
 def load_experiment(options: argparse.Namespace) -> Config:
     """The experiment, without pretrained weights."""
-    return load_config(options.config, ["model.backbone.weights=null", *options.set])
+    return load_config(options.config, ["model.backbone.weights=null", *options.set], RULES)
 
 
 def random_batch(*, batch: int, side: int, objects: int, num_classes: int, device: torch.device) -> Batch:

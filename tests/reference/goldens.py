@@ -25,8 +25,8 @@ from configs.schema import (
     SplitConfig,
     TransformerConfig,
 )
+from engine.checkpoints.key_mapping import mmdetection_naming
 from models.build import build_detector
-from models.key_mapping import mmdetection_naming
 
 GOLDENS = Path(os.environ.get("D3Q_GOLDENS") or Path(__file__).parents[1] / "data" / "goldens")
 # Where the published config gives none: hard-coded in DINO, no floor in Deformable DETR.

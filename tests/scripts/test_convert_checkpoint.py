@@ -14,8 +14,8 @@ from torch import Tensor
 import main
 from configs.loader import load_config, parse_config
 from engine.checkpoints.checkpoint import load_checkpoint
+from engine.checkpoints.key_mapping import mmdetection_naming, to_mmdetection
 from models.build import build_detector
-from models.key_mapping import mmdetection_naming, to_mmdetection
 from scripts import convert_checkpoint
 from tests.support.foreign_files import save_like_mmengine
 from tests.support.original_detectors import original_state

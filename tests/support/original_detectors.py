@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import Config
-from models.backbones.resnet import build_backbone
+from models.backbones.backbone import build_backbone
 
 
 def original_state(config: Config, *, num_classes: int, label_rows: int = 0) -> dict[str, Tensor]:

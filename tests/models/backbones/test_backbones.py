@@ -9,8 +9,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.backbones.resnet import EfficientNetLite0, ResNet, SameConv2d, build_backbone
-from models.backbones.statistics import input_statistics
+from models.backbones.backbone import Backbone, build_backbone
+from models.backbones.catalog import CATALOG
+from models.backbones.efficientnet_lite import EfficientNetLite0, SameConv2d
 from models.backbones.weights import WeightsError, load_backbone_weights
 
 LITE0 = "efficientnet_lite0"
@@ -25,12 +26,12 @@ LITE0_BODY_PARAMETERS = 2_958_848  # published total 4,652,008 less head convolu
 
 
 def make(name: str, *, strides: tuple[int, ...] | None = None, width: int = 4, frozen: int = -1,
-         frozen_batch_norm: bool = True) -> ResNet | EfficientNetLite0:  # fmt: skip
+         frozen_batch_norm: bool = True) -> Backbone:  # fmt: skip
     default = (2, 4, 8, 16, 32) if name == LITE0 else (4, 8, 16, 32)
     torch.manual_seed(0)
     return build_backbone(
-        name=name, out_strides=strides or default, base_width=width, frozen_batch_norm=frozen_batch_norm,
-        frozen_stages=frozen,
+        name=name, out_strides=strides or default, base_width=64 if name == LITE0 else width,
+        frozen_batch_norm=frozen_batch_norm, frozen_stages=frozen,
     )  # fmt: skip
 
 
@@ -142,7 +143,9 @@ def published_lite0(backbone: EfficientNetLite0) -> tuple[dict[str, Tensor], dic
 
 @pytest.mark.parametrize("strides", [(2, 4, 8, 16, 32), (4, 8, 16)])
 def test_a_published_lite0_file_loads(tmp_path: Path, strides: tuple[int, ...]) -> None:
-    published, expected = published_lite0(make(LITE0))
+    whole = make(LITE0)
+    assert isinstance(whole, EfficientNetLite0)
+    published, expected = published_lite0(whole)
     path = tmp_path / "lite0.pth"
     torch.save(published, path)
     backbone = make(LITE0, strides=strides)
@@ -156,8 +159,8 @@ def test_lite0_has_the_published_size_and_epsilon() -> None:
     backbone = make(LITE0, frozen_batch_norm=False)
     assert sum(parameter.numel() for parameter in backbone.parameters()) == LITE0_BODY_PARAMETERS
     assert {m.eps for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
-    assert input_statistics(LITE0)[0] == pytest.approx((127 / 255,) * 3)
-    assert input_statistics("resnet50") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert CATALOG[LITE0].mean == pytest.approx((127 / 255,) * 3)
+    assert (CATALOG["resnet50"].mean, CATALOG["resnet50"].std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:

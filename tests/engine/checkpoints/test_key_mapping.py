@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from configs.loader import load_config
 from engine.checkpoints.checkpoint import Loaded, load_weights
+from engine.checkpoints.key_mapping import Naming, mmdetection_naming, original_naming, to_mmdetection, translate
 from models.attention import QueryBlocks
 from models.build import build_detector
 from models.decoder import DecoderLayer
-from models.key_mapping import Naming, mmdetection_naming, original_naming, to_mmdetection, translate
 from models.neck import Neck
 from models.structures import FeatureTokens, Memory
 from tests.support.original_detectors import original_state

@@ -91,20 +91,6 @@ CLASS_TENSORS = ("decoder.heads.classifiers.", "proposal_head.classifier.", LABE
 DUPLICATE = re.compile(r"transformer\.decoder\.((class|bbox)_embed\..+)")
 
 
-PREFIXES = ("_orig_mod.", "model.", "module.")
-"""Of all names: what torch.compile, trainers and distributed training wrap around a model"""
-
-
-def strip_prefixes(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The state without the prefixes that all of its names share, nested in any order; and these together."""
-    stripped = ""
-    names = list(state)
-    while found := next((p for p in PREFIXES if names and all(len(n) > len(p) and n.startswith(p) for n in names)), ""):
-        names = [name.removeprefix(found) for name in names]
-        stripped += found
-    return dict(zip(names, state.values(), strict=True)), stripped
-
-
 @dataclass(frozen=True)
 class Naming:
     """The table of one project for one detector."""
