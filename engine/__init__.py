@@ -1,1 +1,1 @@
-"""Training, evaluation and prediction loops, and the metrics."""
+"""The training loop and what it needs. It builds neither detectors nor data sets: only `commands` does."""

@@ -1,4 +1,4 @@
-"""What the parts cost in time and memory, each measured beside what it is compared with, in one run.
+"""Benchmark time and memory of each part, together with its baseline, in one run.
 
     python scripts/benchmark.py ops                      deformable attention: every backend, against grid_sample
     python scripts/benchmark.py model                    a detector's inference, part by part

@@ -5,20 +5,20 @@
     python scripts/calibrate_queries.py --resume runs/X/best.pth --set data.root=Y   on other data, same classes
 
 An image is covered when it gets at least as many queries as it has objects. Estimated counts do not depend on the
-budget, so one pass over the images gives what the fit needs: the smallest model.d3q.queries_per_object, a multiple of
-0.05 from 1 on, whose coverage is the wanted one. model.d3q.min_queries stays as it is, or
-as given, or is fitted too (--min-queries fit: the pair with the fewest queries on average). model.d3q.max_queries stays
-the ceiling, or without one model.num_queries, the length of the trained query table.
+budget, so one pass over the images is enough to find the smallest model.d3q.queries_per_object, a multiple of 0.05 from
+1 on, that reaches the coverage. model.d3q.min_queries is kept, or given, or fitted too (--min-queries fit: the pair
+with the fewest queries on average). The ceiling is model.d3q.max_queries, or else model.num_queries, the length of the
+trained query table.
 
-Two more passes show what that changes, over the range of object counts: AP, AR, queries and coverage with the
-checkpoint's budget, with the fitted one, and with the fitted one on the true counts instead of the estimated ones.
-Coverage is what recall needs at least, not what it gets: with a weak ranking of the proposals, queries beyond the
-number of objects still find objects. Read AP and AR before taking fewer queries.
+Two more passes show the effect by object count: AP, AR, queries and coverage with the checkpoint's budget, with the
+fitted one, and with the fitted one on true instead of estimated counts. Coverage is necessary for recall, not
+sufficient: if the proposals are ranked badly, queries beyond the number of objects still find objects. Compare AP and
+AR before you use fewer queries.
 
-Fitted and measured on the same images, the coverage is a little optimistic for others: where val is the test set, name
-a split that was neither trained nor tested on by --set data.val.annotations=... data.val.images=...
+Coverage fitted and measured on the same images is slightly optimistic: if val is the test set, name another split by
+--set data.val.annotations=... data.val.images=...
 
-Exit codes: those of main.py, and 7: no budget gives the wanted coverage; nothing is written.
+Exit codes: those of main.py, and 7: no budget reaches the coverage; nothing is written.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class OracleBudget(nn.Module):
-    """A budget of D3Q that is told the object counts instead of estimating them."""
+    """A D3Q budget that uses the true object counts instead of estimating them."""
 
     def __init__(self, budget: DensityBudget, counts: Mapping[int, int]) -> None:
         """counts   image id -> objects"""
@@ -81,13 +81,13 @@ class OracleBudget(nn.Module):
         self.image_ids: list[int] = []
 
     def forward(self, feature_map: Tensor, padding_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, D, H, W), (B, H, W) -> num_queries (B,) int64 of the last announced batch; aux of the budget."""
+        """(B, D, H, W), (B, H, W) -> num_queries (B,) int64 of the last announced batch; aux of the wrapped budget."""
         _, aux = self.budget(feature_map, padding_mask)
         objects = torch.tensor([self.counts[image_id] for image_id in self.image_ids], device=feature_map.device)
         return self.budget.queries_for(objects), aux
 
     def announced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each known to this budget before the detector gets it."""
+        """The batches; the image ids of each are stored before the detector gets it."""
         for batch in batches:
             self.image_ids = [target.image_id for target in batch.targets]
             yield batch
@@ -146,7 +146,7 @@ def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinRes
 
 
 def check_budget(config: Config, options: argparse.Namespace) -> None:
-    """Raises UsageError where there is nothing to fit."""
+    """Raises UsageError if there is nothing to fit."""
     if config.model.d3q is None:
         raise UsageError(
             f"{options.resume}: model.d3q is null: this baseline gives every image {config.model.num_queries} queries, "
@@ -160,7 +160,7 @@ def check_budget(config: Config, options: argparse.Namespace) -> None:
 def fit_budget(
     own: DensityBudget, found: GatheredPredictions, counts: np.ndarray, options: argparse.Namespace
 ) -> tuple[DensityBudget, Calibration]:
-    """The budget with the wanted coverage, around the same density branch."""
+    """The budget that reaches the coverage, with the same density branch."""
     if found.predicted_counts is None:
         raise CheckpointError(f"{options.resume}: the density map is not finite; take an earlier checkpoint")
     estimates = torch.from_numpy(found.predicted_counts)
@@ -195,7 +195,7 @@ def show(
     *,
     coverage: float,
 ) -> None:
-    """Settings, table and what limits the coverage. Raises UnreachableCoverageError where it was not measured."""
+    """Print settings, table and limits of the coverage. Raises UnreachableCoverageError if it was not reached."""
     for name, budget in ((CHECKPOINT, own), (CALIBRATED, fitted)):
         print(f"{name}: queries_per_object {budget.queries_per_object:g}, min_queries {budget.min_queries}", end="")
         print(f", at most {budget.max_queries}")
@@ -226,7 +226,7 @@ def publish(fitted: DensityBudget, result: BinResult, dataset: CocoDetection, op
         f"{options.coverage:.2%}), {result.mean_queries:.1f} queries on average.\n"
         "model:\n  d3q:\n" + "".join(f"    {name}: {value}\n" for name, value in values.items())
     )
-    with out.open("x", encoding="utf-8") as file:  # an error where the file has come up meanwhile
+    with out.open("x", encoding="utf-8") as file:  # an error if the file was created meanwhile
         file.write(text)
     settings = [*options.set, *(f"model.d3q.{name}={value}" for name, value in values.items())]
     print(f"wrote {out}, a fragment for the include: of an experiment that does not give these keys itself; or")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What takes minutes and must hold all the same: the slow tests, then every experiment of tests/chaos/experiments.py,
-# which prints one table of figures at its end. Arguments go to it:
+# Run the slow tests, then fault injection: every experiment of tests/chaos/experiments.py, which prints a table at its
+# end. Arguments go to it:
 #
 #   bash scripts/chaos.sh                     all
 #   bash scripts/chaos.sh --json chaos.json   the figures as data too

@@ -1,12 +1,12 @@
-"""Fixed or dynamic queries? Trains both kinds alike on procedural scenes, and measures them per number of objects.
+"""Compare fixed and dynamic query budgets: train both on procedural scenes, and measure them by object count.
 
     python scripts/compare_budgets.py --out runs/budgets --jobs 2        nine trainings: three budgets, three seeds
     python scripts/compare_budgets.py --out runs/budgets --report-only   the table of what is done so far
 
-Run it from the repository's root, after scripts/fetch_weights.py. Every training is a run folder of its own: started
-again, the script goes on with an unfinished one and skips the finished ones. The detectors are then measured image by
-image, in turn: AP, AR, queries and milliseconds per count bin, mean and range over the seeds. OUT gets results.json,
-table.md and, where matplotlib is installed, plot.png.
+Run it from the repository's root, after scripts/fetch_weights.py. Every training has its own run folder: the script can
+be repeated; it resumes unfinished trainings and skips finished ones. Then it measures the detectors in turn on each
+image: AP, AR, queries and milliseconds per count bin, mean and range over the seeds. OUT gets results.json, table.md
+and, if matplotlib is installed, plot.png.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class ChildError(RuntimeError):
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Train what is missing, measure, and write the tables."""
+    """Train missing detectors, measure all, and write the tables."""
     folders = {(name, seed): options.out / f"{slug(name)}_seed{seed}" for name in BUDGETS for seed in options.seeds}
     there = [str(path) for name in ("results.json", "table.md", "plot.png") if (path := options.out / name).exists()]
     if there and not any(folder.exists() for folder in folders.values()):
@@ -84,7 +84,7 @@ def compare(options: argparse.Namespace) -> None:
             for name, of_seed in measured(paths, options.out / f"measured_seed{seed}.json").items():
                 results[name][str(seed)] = of_seed
     if not any(results.values()):
-        raise ChildError(f"{options.out}: no seed has all of {', '.join(BUDGETS)} trained; leave out --report-only")
+        raise ChildError(f"{options.out}: no seed has all of {', '.join(BUDGETS)} trained; run without --report-only")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = "\n".join(table_lines(results))
@@ -114,7 +114,7 @@ def train(name: str, seed: int, folder: Path, options: argparse.Namespace) -> No
 
 
 def run(command: Sequence[str], *, quiet: bool = False) -> None:
-    """A script of this repository, in the working directory. Raises ChildError with the end of what it said."""
+    """Run a script of this repository in the working directory. Raises ChildError with the end of its output."""
     done = subprocess.run([sys.executable, *command], capture_output=quiet, text=True, check=False)
     if done.returncode:
         said = f": {(done.stderr or done.stdout)[-2000:]}" if quiet else ""
@@ -122,14 +122,15 @@ def run(command: Sequence[str], *, quiet: bool = False) -> None:
 
 
 def measured(paths: dict[str, Path], kept: Path) -> dict[str, Measured]:
-    """Values by budget, kept in a file that is made anew when a checkpoint is newer."""
+    """Values by budget, cached in a file that is rewritten if a checkpoint is newer."""
     if not kept.is_file() or any(kept.stat().st_mtime < path.stat().st_mtime for path in paths.values()):
         kept.write_text(json.dumps(measure(paths), indent=1) + "\n", encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def measure(paths: dict[str, Path]) -> dict[str, Measured]:
-    """Every validation image alone, on one thread, the detectors in turn: a slow moment slows them all."""
+    """Measure every validation image alone, on one thread, the detectors in turn, so that slow moments affect them
+    all."""
     streams = []
     for path in paths.values():
         checkpoint = load_checkpoint(path)
@@ -164,7 +165,7 @@ def values(
     predictions: Sequence[tuple[list[ImagePrediction], float]],
     counts: dict[int, int],
 ) -> dict[str, float | None]:
-    """A bin's results and its median time; None for what an empty bin does not have."""
+    """A bin's results and its median time; None for undefined values of an empty bin."""
     low, high = COUNT_BINS.get(name, (0, float("inf")))
     seconds = [time for (found,), time in predictions if low <= counts[found.image_id] <= high]
     numbers = asdict(result) | {"milliseconds": 1000 * float(np.median(seconds)) if seconds else math.nan}

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects -> a checkpoint of this project, and back to mmdetection.
+"""Convert checkpoints of other projects to checkpoints of this project, and back to mmdetection.
 
 python scripts/convert_checkpoint.py FILE --from mmdetection --config configs/dino_d3q_aitodv2.yaml --out weights/x.pth
 python scripts/convert_checkpoint.py runs/x/best.pth --to mmdetection --out x_mmdetection.pth
@@ -51,7 +51,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the tensors."""
+    """Which tensors were loaded, kept and skipped."""
 
     loaded: list[str]
     """Names here"""
@@ -117,7 +117,7 @@ def check_usage(options: argparse.Namespace) -> None:
         raise UsageError("--from needs --config FILE: the experiment whose detector takes the weights")
     only_from = [options.config, *options.set, options.categories, options.annotations, options.reset_head or None]
     if options.target is not None and any(option is not None for option in only_from):
-        raise UsageError("--to takes the checkpoint's own config and classes; leave out every option but --out")
+        raise UsageError("--to takes the checkpoint's own config and classes; give no option but --out")
 
 
 def convert_to_here(options: argparse.Namespace) -> None:
@@ -157,7 +157,7 @@ def convert_to_mmdetection(options: argparse.Namespace) -> None:
 
 
 def choose_categories(options: argparse.Namespace, config: Config, foreign: ForeignCheckpoint | None) -> list[str]:
-    """The given class names, or else the file's; as many as the config has, and no others than the file's heads."""
+    """The given class names, or else the file's. Raises unless their number is the config's and they fit the file."""
     given, expected = None, config.model.num_classes
     if options.annotations is not None:
         table = read_annotations(options.annotations, on_bad_annotation="skip", num_classes=expected)
@@ -177,8 +177,8 @@ def choose_categories(options: argparse.Namespace, config: Config, foreign: Fore
         )
     if given is not None and theirs is not None and given != theirs and not options.reset_head:
         raise CheckpointError(
-            f"{options.file}: its classes are {_first(theirs)}, not {_first(given)}; leave out the names to take its "
-            "own, or give --reset-head to start other classes"
+            f"{options.file}: its classes are {_first(theirs)}, not {_first(given)}; give no names to use its own, or "
+            "--reset-head to start other classes"
         )
     return names
 
@@ -200,7 +200,7 @@ def load_detector(
 ) -> Report:
     """Raises CheckpointError with counts and the first ten names.
 
-    other_classes   tensors of classes keep their initial values, also where their shapes would fit
+    other_classes   tensors of classes keep their initial values, even if their shapes fit
     """
     if options.source == "original" and "transformer.decoder.bbox_embed.0.layers.0.weight" not in foreign.state:
         raise CheckpointError(
@@ -228,7 +228,7 @@ def load_detector(
 
 
 def load_backbone(detector: nn.Module, path: Path, config: Config) -> Report:
-    """The way of model.backbone.weights. Raises WeightsError."""
+    """Load a backbone like model.backbone.weights does. Raises WeightsError."""
     backbone = detector.backbone
     assert isinstance(backbone, nn.Module)
     load_backbone_weights(backbone, name=config.model.backbone.name, weights=str(path))  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on one machine: environment, data, training of a small DINO-D3Q, resume, evaluation, gallery.
+# Run everything on one machine: environment, data, training of a small DINO-D3Q, resume, evaluation, gallery.
 #
 #   bash scripts/demo.sh           procedural scenes, 8 classes
 #   bash scripts/demo.sh --real    real aerial images: tree crowns of NEON, trained at one place, tested at another
@@ -20,7 +20,7 @@ case ${1-} in
 esac
 config=configs/dino_d3q_$name.yaml
 run=runs/demo_$name
-for ((number = 2; ; number++)); do # a demo of before stays
+for ((number = 2; ; number++)); do # an earlier demo is kept
     [[ -e $run ]] || break
     run=runs/demo_$name-$number
 done
@@ -38,7 +38,7 @@ else
     "$python" scripts/prepare_neon_trees.py --out data/neon_trees
 fi
 
-# A first part, then the rest from its checkpoint: the way a run on a shared machine goes.
+# Stop before the last epoch and resume from the checkpoint, as runs on shared machines do.
 epochs=$("$python" main.py --config "$config" --print-config | sed -n 's/^  epochs: //p')
 step "training, epochs 1 to $((epochs - 1))"
 "$python" main.py --config "$config" --set runtime.output_dir="$run" optim.epochs=$((epochs - 1))

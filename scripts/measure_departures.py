@@ -1,4 +1,4 @@
-"""What the departures from the published code amount to, as figures: the tables of docs/fidelity.md.
+"""Measure the effects of departures from the published code: the tables of docs/fidelity.md.
 
 python scripts/measure_departures.py                            density targets of crowds
 python scripts/measure_departures.py --resume runs/X/best.pth   and with a trained DINO + D3Q: switches, padding
@@ -76,7 +76,7 @@ def measure(path: Path | None) -> None:
 
 
 def density_rows() -> Iterator[str]:
-    """Share of the objects that the target of a crowd sums to."""
+    """Sum of the density target of a crowd, as a share of its objects."""
     columns = [(stride, merge) for stride in (4, 8) for merge in MERGES]
     titles = " | ".join(f"stride {stride}, {merge}" for stride, merge in columns)
     yield f"| {OBJECT} px objects, {SIDE} px image | placed | {titles} |"
@@ -140,7 +140,7 @@ def training_means(config: Config, checkpoint: Checkpoint, batches: list[Batch])
 
 
 def padding_rows(config: Config, checkpoint: Checkpoint, path: Path) -> Iterator[str]:
-    """Evaluation of images alone, and padded as if beside larger ones."""
+    """Evaluate images alone, and padded as in a batch with larger ones."""
     data = replace(config.data, batch_size=1)
     yield "\n| canvas, sides | padding | AP | AP50 | count bias | queries |"
     yield "|---|---|---|---|---|---|"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the Python environment and says what it found. Quick when there is nothing to do; run it as often as you like.
+# Make the Python environment and report what was found. Quick if nothing changed; run it as often as you like.
 #
 #   bash scripts/setup.sh                     .venv beside the code, with the versions of scripts/constraints.txt
 #   D3Q_PYTHON=python3 bash scripts/setup.sh  that interpreter; only packages that it lacks are installed
@@ -41,7 +41,7 @@ make_venv() {
     fail "Python 3.11 or newer is needed; name one in D3Q_PYTHON"
 }
 
-# Changes with the interpreter, its packages, and what is asked for.
+# Changes with the interpreter, its packages, and the requirements.
 fingerprint() {
     "$python" - pyproject.toml scripts/setup.sh ${constraints:+"$constraints"} << 'PY'
 import hashlib, importlib.metadata, pathlib, sys
@@ -57,7 +57,7 @@ PY
 install_into_venv() {
     local pinned=()
     if [[ -n $constraints ]]; then
-        # torch first and by its exact version: of a range, an index may offer another build first.
+        # torch first, with its exact version: for a range, an index may offer another build first.
         mapfile -t pinned < <(grep -E '^torch(vision)?==' "$constraints" || true)
         echo "setup: installing ${pinned[*]} and the rest (several GB where torch comes with CUDA)"
         [[ ${#pinned[@]} -eq 0 ]] || "${pip[@]}" -c "$constraints" "${pinned[@]}"
@@ -65,7 +65,7 @@ install_into_venv() {
     "${pip[@]}" ${constraints:+-c "$constraints"} -e '.[dev]'
 }
 
-# The requirements of pyproject.toml; constraints hold for packages that are not there yet, others stay as they are.
+# Install missing requirements of pyproject.toml. Constraints apply to new packages; installed ones are not changed.
 install_missing() {
     "$python" - "$work" ${constraints:+"$constraints"} << 'PY'
 import importlib.metadata, pathlib, re, sys, tomllib
@@ -119,4 +119,4 @@ if [[ $(cat .setup-stamp 2> /dev/null) != "$(fingerprint)" ]]; then
     fingerprint > .setup-stamp
 fi
 report
-"$python" -m ops.build || echo "setup: going on without the C++ kernels; see the compiler's message above" >&2
+"$python" -m ops.build || echo "setup: continuing without the C++ kernels; see the compiler's message above" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: lint, format, types, tests. Arguments go to pytest:
+# Run all checks before a change is merged: lint, format, types, tests. Arguments go to pytest:
 #
 #   bash scripts/test.sh                      all but the slow ones
 #   bash scripts/test.sh -k density -n 0      some tests, in one process
@@ -17,7 +17,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null
 bash scripts/setup.sh
 python=${D3Q_PYTHON:-.venv/bin/python}
 
-# One thread per process: two processes of torch with a thread per core each slow one another down many times over.
+# One thread per process: two torch processes with one thread per core slow each other down many times.
 export OMP_NUM_THREADS=1
 
 "$python" -m ruff check .

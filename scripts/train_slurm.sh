@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=8 scripts/train_slurm.sh CONFIG RUN_FOLDER [KEY=VALUE ...]
 #
-# One launcher per machine, one process per GPU. Two minutes before the time is up the run saves and the job goes back
-# into the queue; whenever it starts it goes on from RUN_FOLDER/last.pth, if that is there. KEY=VALUE as for --set.
+# One launcher per machine, one process per GPU. Two minutes before the time limit the run saves and the job is requeued;
+# when it starts again, it resumes from RUN_FOLDER/last.pth if that exists. KEY=VALUE as for --set.
 # RUN_FOLDER and the data must be on a disk that all machines share. D3Q_PYTHON names the interpreter.
 #
 #SBATCH --job-name=d3q
@@ -27,13 +27,13 @@ shift 2
 
 run=(--config "$config" --resume auto --set "runtime.output_dir=$folder" "$@")
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-first=${hosts%%$'\n'*}   # not by a pipe to head, which may end scontrol before it is done
+first=${hosts%%$'\n'*}   # a pipe to head could end scontrol early
 launcher=(
     "${D3Q_PYTHON:-.venv/bin/python}" -m torch.distributed.run
     "--nnodes=$SLURM_JOB_NUM_NODES" "--nproc-per-node=${SLURM_GPUS_ON_NODE:-1}"
     --rdzv-backend=c10d "--rdzv-endpoint=$first:$((20000 + SLURM_JOB_ID % 10000))" "--rdzv-id=$SLURM_JOB_ID"
 )
-# What a machine alone knows: whether it holds the meeting point, and its own name.
+# Known only on each machine: whether it hosts the rendezvous, and its own name.
 # shellcheck disable=SC2016
 on_machine='[[ $SLURM_NODEID == 0 ]] && host=true || host=false
 launcher=("${@:1:$1+1}"); main=("${@:$1+2}")

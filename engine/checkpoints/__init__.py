@@ -1,1 +1,1 @@
-"""Files that a run leaves to resume from: sealed checkpoints, the run folder, foreign checkpoints. Builds no model."""
+"""Files from which a run resumes: sealed checkpoints, the run folder, foreign checkpoints. Builds no model."""

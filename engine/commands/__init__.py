@@ -1,1 +1,1 @@
-"""Where configs, data, models and the engine meet: the only part of the engine that knows the others."""
+"""Build and run what a user asks for: the only part of the engine that imports datasets, models and ops."""

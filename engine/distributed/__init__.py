@@ -1,1 +1,1 @@
-"""Processes of a run: start, collectives, signals, the watchdog. Knows nothing of detectors or data."""
+"""Processes of a run: start, collectives, signals, watchdog. Nothing here knows detectors or data."""

@@ -1,1 +1,1 @@
-"""From predictions to reports: loops, tables, galleries, calibration. The formulas are in `engine/metrics`."""
+"""From predictions to reports: loops, tables, galleries, calibration. No formulas: those are in `engine/metrics`."""

@@ -113,7 +113,7 @@ def _single(folder: Path, suffix: str, side: int) -> CocoDetection:
 
 
 class _Blank(CocoDetection):
-    """Reads no image: what is measured is the annotations."""
+    """Reads no image, as only annotations are measured."""
 
     def read_image(self, index: int) -> Image.Image:
         return Image.new("RGB", (8, 8))
@@ -151,7 +151,7 @@ def _open(file: Path) -> _Blank:
 
 
 def _shared_mebibytes(dataset: CocoDetection, *, workers: int) -> float:
-    """Of this process and of its workers, after FETCHED samples by each."""
+    """Memory of this process and of its workers, after each has fetched FETCHED samples."""
     order = torch.randint(len(dataset), (FETCHED * workers,), generator=torch.Generator().manual_seed(0)).tolist()
     loader = DataLoader(
         dataset, sampler=order, batch_size=50, num_workers=workers, collate_fn=len, multiprocessing_context="fork"
@@ -169,7 +169,7 @@ def _proportional_kibibytes(process: int) -> int:
 
 
 def write_annotations(file: Path, *, images: int) -> None:
-    """A COCO file of OBJECTS_PER_IMAGE random boxes per image, in no order, with the categories last."""
+    """Write a COCO file of OBJECTS_PER_IMAGE random boxes per image, in random order, with the categories last."""
     rng = np.random.default_rng(0)
     owners = rng.permutation(np.repeat(np.arange(1, images + 1), OBJECTS_PER_IMAGE))
     with file.open("w", encoding="utf-8") as out:

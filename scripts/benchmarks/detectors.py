@@ -1,4 +1,4 @@
-"""Training steps of whole detectors: time, and peak memory as predicted before and as it is, by precision and batch.
+"""Training steps of whole detectors: time, and peak memory, estimated and measured, by precision and batch.
 
 Full-size experiments with random weights on random images with boxes of 6 to 30 px; a batch that does not fit is a row
 too. "Process" is what tensors take on the GPU (resident memory on a CPU) at the peak of a step, "predicted" and
@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What a row is about."""
+    """The case of a row."""
 
     path: Path
     amp: str
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Cell]]:
-    """Predictions take a CPU some seconds each: beside a GPU, other processes make them while the first is measured."""
+    """Estimate memory, some CPU seconds each: for a GPU in other processes, while the first case is measured."""
     cases = [Case(*given) for given in product(options.configs, options.amp, options.batches)]
     if torch.device(options.device).type != "cuda":
         for case in cases:

@@ -37,7 +37,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _show(value: Cell) -> str:
-    """Three digits, which is what a repeated run confirms."""
+    """Three digits, as many as a repeated run confirms."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -46,7 +46,7 @@ def _show(value: Cell) -> str:
 
 
 def seconds_alternately(work: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
-    """Wall seconds of each piece of work, all in turn `repeats` times after a first turn that is not counted.
+    """Wall seconds of each piece of work, in alternation, `repeats` times after an uncounted first turn.
 
     What slows the machine down then slows all of them down: their ratios stay.
     """
@@ -66,7 +66,7 @@ def seconds_alternately(work: Mapping[str, Callable[[], object]], *, repeats: in
 
 @dataclass(frozen=True)
 class Cost:
-    """What one piece of work took; `cpu` adds up the threads, and waits for no other process."""
+    """Time of one piece of work; `cpu` is the sum over its threads, without time spent waiting."""
 
     wall: float
     """Seconds"""
@@ -75,7 +75,7 @@ class Cost:
 
 
 def costs_alternately(work: Mapping[str, Callable[[], object]], *, repeats: int, warm: bool = True) -> dict[str, Cost]:
-    """Medians of each piece of work, all in turn `repeats` times, after a first turn not counted where `warm`."""
+    """Medians of each piece of work, in alternation, `repeats` times; with `warm` after an uncounted first turn."""
     found: dict[str, list[Cost]] = {name: [] for name in work}
     for turn in range(repeats + warm):
         for name, run in work.items():
@@ -98,13 +98,13 @@ def median(values: Sequence[float]) -> float:
 
 
 def synchronise() -> None:
-    """Waits for the GPU, where there is one."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def peak_mebibytes(work: Callable[[], object]) -> float:
-    """Most memory that the work held beyond what was held before it: of the GPU where there is one, else resident."""
+    """Peak memory of the work on top of the memory before it: of the GPU if there is one, otherwise resident."""
     if not torch.cuda.is_available():
         return peak_resident_mebibytes(work)
     gc.collect()
@@ -115,7 +115,7 @@ def peak_mebibytes(work: Callable[[], object]) -> float:
 
 
 def peak_resident_mebibytes(work: Callable[[], object]) -> float:
-    """Most main memory that the work held beyond what was held before it.
+    """Peak main memory of the work on top of the memory before it.
 
     Source: proc(5): writing 5 to clear_refs resets VmHWM. Linux only; raises OSError elsewhere.
     """
@@ -128,7 +128,7 @@ def peak_resident_mebibytes(work: Callable[[], object]) -> float:
 
 
 def process_mebibytes() -> float:
-    """Most resident memory of this process since the last `peak_mebibytes` began. Linux only."""
+    """Peak resident memory of this process since the last `peak_mebibytes` began. Linux only."""
     return _status("VmHWM") / 1024
 
 
@@ -149,12 +149,12 @@ def held_mebibytes(device: torch.device) -> float:
 
 
 def peak_held_mebibytes(device: torch.device) -> float:
-    """Most memory held since the last `peak_mebibytes` began: by tensors on the GPU, or by this process."""
+    """Peak memory since the last `peak_mebibytes` began: of tensors on the GPU, or of this process."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else process_mebibytes()
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Versions and hardware that the figures depend on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "device": device,
@@ -175,7 +175,7 @@ def _processor() -> str:
 
 
 def yardstick_milliseconds(repeats: int = 20) -> float:
-    """A linear layer of 256 to 2,048 on 1,024 rows, float32: relates figures of different machines and moments."""
+    """Time of a 256x2,048 linear layer on 1,024 rows, float32: to compare figures of different machines and times."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, weight = torch.randn(1024, 256, device=device), torch.randn(2048, 256, device=device)
     with torch.inference_mode():
@@ -184,7 +184,7 @@ def yardstick_milliseconds(repeats: int = 20) -> float:
 
 
 def report(name: str, tables: Sequence[Table], *, json_file: Path | None) -> None:
-    """Prints the tables and the machine, and writes both as JSON."""
+    """Print the tables and the machine, and write both as JSON."""
     facts = machine()
     stated = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
     print(*(table.markdown() + "\n" for table in tables), stated, sep="\n")
@@ -192,7 +192,7 @@ def report(name: str, tables: Sequence[Table], *, json_file: Path | None) -> Non
 
 
 def write(name: str, tables: Sequence[Table], facts: Mapping[str, Any], *, json_file: Path | None) -> None:
-    """The tables and the machine as JSON, where a file is given."""
+    """Write the tables and the machine as JSON, if a file is given."""
     if json_file is not None:
         content = {"benchmark": name, "machine": facts, "tables": {table.title: table.rows for table in tables}}
         json_file.write_text(json.dumps(content, indent=2) + "\n")

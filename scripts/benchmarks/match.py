@@ -113,7 +113,7 @@ def make_request(stack: str, kind: str, count: int, *, device: str) -> MatchRequ
 
 
 def _trained(number: int, boxes: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(Q, K) logits and (Q, 4) boxes: up to eight around every object, the others anywhere."""
+    """(Q, K) logits and (Q, 4) boxes: up to eight around every object, all other queries at random places."""
     logits, predicted = _random(number, boxes, labels, generator)
     near = max(1, min(8, number // len(boxes))) * len(boxes)
     place = torch.randperm(number, generator=generator)[:near]

@@ -1,4 +1,4 @@
-"""Peak memory of a training step: as predicted before the first one, and as it then is.
+"""Peak memory of a training step, estimated and measured.
 
 Each case in a process of its own, on random images with boxes of 6 to 30 px; the density is taken to be estimated
 right. "Process" is resident memory with Python and its libraries; on a GPU, the tensors there. "Step" is what comes on
@@ -23,7 +23,7 @@ from scripts.benchmarks.scenes import add_scene_options, fix_queries, load_exper
 from scripts.benchmarks.train import Step
 
 STEPS = 2
-"""The first one makes the optimiser's state: the peak is the second one's"""
+"""The first step creates the optimiser's state: the second one has the peak"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
 
 
 def run_case(options: argparse.Namespace, objects: int) -> dict[str, Cell]:
-    """Predicts and measures, in a process that has done nothing else. Linux only."""
+    """Estimate and measure in a fresh process. Linux only."""
     tune_allocation()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from scripts.benchmarks.harness import Cell, Table, median, peak_mebibytes, seco
 SHAPES = ((200, 200), (100, 100), (50, 50), (25, 25), (13, 13))
 HEADS, WIDTH, POINTS = 8, 32, 4
 CALLS = 20
-"""In a row, on a GPU, so that waiting for it does not count"""
+"""Consecutive calls on a GPU, so that synchronisation does not count"""
 COPIED = 2**29
 """Bytes of the copy that measures a GPU's memory"""
 PASSES = 64
@@ -91,7 +91,7 @@ def measure_bandwidth(device: torch.device, *, repeats: int) -> Bandwidth:
 
 
 def make_call(queries: int, *, device: torch.device, dtype: torch.dtype, head_major: bool = False) -> Call:
-    """Samples within about two cells of each query's place, on every level; `queries` 0 stands for every token."""
+    """Samples within about two cells of each query's place, on every level; `queries` 0: every token is a query."""
     generator = torch.Generator().manual_seed(0)
     cells = torch.tensor([(width, height) for height, width in SHAPES], dtype=torch.float32)
     if queries:
@@ -118,7 +118,7 @@ def _centres(height: int, width: int) -> Tensor:
 
 
 def limits(call: Call, bandwidth: Bandwidth) -> dict[str, float]:
-    """Milliseconds that a forward pass, and forward and backward together, take at least; see the module."""
+    """Lower limits of a forward pass, and of forward and backward together, in milliseconds; see the module."""
     inputs = call.value.nbytes + call.locations.nbytes + call.weights.nbytes
     forward = inputs + call.output_gradient.nbytes  # the output is as large
     neighbours = 4 * call.weights.numel() * call.value.shape[-1] * call.value.element_size()

@@ -1,4 +1,4 @@
-"""What the benchmarks of whole detectors run on: a shipped experiment with random weights, and random images."""
+"""Inputs for benchmarks of whole detectors: a shipped experiment with random weights, and random images."""
 
 import argparse
 from pathlib import Path
@@ -51,7 +51,7 @@ def random_batch(*, batch: int, side: int, objects: int, num_classes: int, devic
 
 
 def fix_queries(detector: DINO | DeformableDETR, count: int) -> None:
-    """From now on every image gets `count` queries; the density branch runs as before."""
+    """Give every image `count` queries from now on; the density branch still runs."""
     budget = detector.query_budget
     if isinstance(budget, FixedBudget):
         budget.num_queries = count

@@ -1,1 +1,1 @@
-"""The steps of scripts/gpu_day.py: which there are, how one is run, what is read from it, and the summary of all."""
+"""The parts of scripts/gpu_day.py: its steps, their execution, their figures and the summary. No commands of users."""

@@ -1,4 +1,4 @@
-"""What the machine is, as torch and the driver say it: python -m scripts.gpu_steps.facts FILE.json"""
+"""Facts about the machine from torch and the driver: python -m scripts.gpu_steps.facts FILE.json"""
 
 import json
 import os
@@ -15,7 +15,7 @@ from ops.cuda_build import NoCudaError, find_nvcc
 
 
 def facts() -> dict[str, Any]:
-    """Of GPUs, in the order in which torch numbers them: name, capability, memory."""
+    """Name, capability and memory of each GPU, in torch's order."""
     gpus = []
     for i in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(i)
@@ -41,7 +41,7 @@ def _nvcc() -> str:
 
 
 def _output(*command: str) -> str:
-    """What it prints; nothing where it cannot be run."""
+    """Output of a command; empty if it cannot run."""
     try:
         found = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
     except (OSError, subprocess.TimeoutExpired):

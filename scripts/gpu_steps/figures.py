@@ -1,4 +1,4 @@
-"""What is read from the files and logs that the steps write."""
+"""Read figures from the files and logs of the steps."""
 
 import json
 import re
@@ -16,13 +16,14 @@ def last_line(log: Path) -> Figures:
 
 
 def built(log: Path) -> Figures:
-    """Of `python -m ops.build`: when, for which devices, and why not for others."""
+    """Of `python -m ops.build`: time, devices, and the reason for missing ones."""
     lines = [line.removeprefix("ops: ") for line in log.read_text(errors="replace").splitlines() if "built" in line]
     return Figures("; ".join(lines))
 
 
 def backends(log: Path) -> Figures:
-    """Of `python -m ops.build --check`: how many rows agree, those that do not or were not run, and what is chosen."""
+    """Of `python -m ops.build --check`: how many rows agree, rows that do not or were not run, and the chosen
+    backend."""
     text = log.read_text(errors="replace")
     rows = re.findall(r"^(\S+) +(\S+) .*(FAILED|not run).*$", text, re.MULTILINE)
     agree = len(re.findall(r"  ok$", text, re.MULTILINE))
@@ -60,7 +61,7 @@ def sanitizer(log: Path) -> Figures:
 
 
 def _headline(found: list[Table]) -> str:
-    """How near the fastest backend of the first table is to its limits, or how well memory was predicted."""
+    """How close the fastest backend of the first table is to its limits, or how accurate the memory estimate is."""
     rows = [row for table in found for row in table.rows]
     if any("forward, share of L2 limit" in row for row in rows):
         best = min(found[0].rows, key=lambda row: float(row["forward, ms"] or 0))

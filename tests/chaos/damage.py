@@ -1,4 +1,4 @@
-"""Truncated and altered checkpoints: noticed, and passed over for the one before with one warning."""
+"""Truncate or alter checkpoints: the damage is detected, and the previous checkpoint used, with one warning."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ from tests.support.hooks import at_step
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     stopped = toy.folder("stopped")
-    hook = partial(at_step, BATCHES + 2, terminate_self)  # last.1.pth is of the end of the first epoch
+    hook = partial(at_step, BATCHES + 2, terminate_self)  # last.1.pth is the end of the first epoch
     Run(toy.begin(stopped), log=stopped.with_suffix(".txt"), hook=hook).expect(75)
     draw = random.Random(options.seed)
     for case, harm in {"truncated": truncate, "one bit flipped": flip}.items():
@@ -50,7 +50,7 @@ def fall_back(toy: Toy, folder: Path) -> list[str]:
     last, earlier = folder / "last.pth", folder / "last.1.pth"
     try:
         load_checkpoint(last)
-        problems = ["not noticed"]
+        problems = ["not detected"]
     except DamagedError:
         problems = []
     Run(["--resume", str(last)], log=folder.with_suffix(".txt")).expect(0)

@@ -1,4 +1,4 @@
-"""A disk that fills up, and a folder that cannot be written: said in one line, and the checkpoint before is kept."""
+"""Fill the disk, or make the run folder read-only: a one-line error, and the previous checkpoint is kept."""
 
 import argparse
 import ctypes
@@ -31,7 +31,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     for case, work in {"full": fill_disk, "read-only": close_folder}.items():
         finding, results = Finding("disk", case), toy.root / "disk.json"
         results.unlink(missing_ok=True)
-        # Mounts and users of its own, gone with the process.
+        # In namespaces of mounts and users that end with the process.
         process = FORK.Process(target=_write, args=(work, toy, results))
         process.start()
         process.join()
@@ -51,7 +51,7 @@ def _write(work: Callable[[Toy], list[tuple[str, list[str]]]], toy: Toy, results
 
 
 def fill_disk(toy: Toy) -> list[tuple[str, list[str]]]:
-    """On a disk of a few megabytes that another program fills while the run is at a step."""
+    """A disk of a few megabytes that another program fills at a step of the run."""
     disk, log = toy.folder("disk"), toy.root / "disk.txt"
     disk.mkdir()
     mount_small_disk(disk)
@@ -72,7 +72,7 @@ def fill_disk(toy: Toy) -> list[tuple[str, list[str]]]:
 
 
 def close_folder(toy: Toy) -> list[tuple[str, list[str]]]:
-    """A folder that its owner may not write any more: from a step on, and at the start."""
+    """A folder that becomes read-only: from a step on, and at the start."""
     place, log = toy.folder("owned"), toy.root / "disk.txt"
     place.mkdir()
     give_up_rights()
@@ -82,31 +82,31 @@ def close_folder(toy: Toy) -> list[tuple[str, list[str]]]:
         hook = partial(at_step, step, partial(os.chmod, folder, 0o555))
         problems = fail(toy, folder, log=log, hook=hook)
         if step == BATCHES + 1:
-            refused = refuse(toy.go_on(folder), folder, log=log)
-            found.append(("a folder closed at the start", refused + unreadable(folder)))
+            refused = refuse(toy.resume(folder), folder, log=log)
+            found.append(("a folder read-only at the start", refused + unreadable(folder)))
         if folder.exists():
             os.chmod(folder, 0o755)
-        found.append((f"closed from step {step} on", problems + toy.finish(folder)))
+        found.append((f"read-only from step {step} on", problems + toy.finish(folder)))
     return found
 
 
 def fail(toy: Toy, folder: Path, *, log: Path, hook: Callable[[], None]) -> list[str]:
-    """A run that cannot save any more must say so, and leave a whole checkpoint; what was wrong with it."""
+    """Problems of a run that can no longer save: it must report that, and keep an intact checkpoint."""
     codes = Run(toy.begin(folder), log=log, hook=hook).wait()
     problems = [] if codes == [2] else [f"exit codes {codes}"]
     return problems + silence(log, folder, "MB free") + unreadable(folder)
 
 
 def refuse(arguments: list[str], folder: Path, *, log: Path) -> list[str]:
-    """A run that must not start; what was wrong with it."""
+    """Problems of a run that must not start."""
     codes = Run(arguments, log=log).wait()
     return ([] if codes == [2] else [f"exit codes {codes}"]) + silence(log, folder, "runtime.output_dir")
 
 
 def silence(log: Path, folder: Path, remedy: str) -> list[str]:
-    """What the last line of the log lacks of an error that names the folder and says more.
+    """The last line of the log, unless it is an error that names folder and remedy.
 
-    Lines before it may be a traceback of TensorBoard's own thread.
+    Earlier lines may be a traceback of TensorBoard's own thread.
     """
     text = log.read_text()
     last = text.splitlines()[-1] if text else ""
@@ -123,13 +123,13 @@ def unreadable(folder: Path) -> list[str]:
 
 
 def fill(filler: Path, left: int) -> None:
-    """A file that leaves so many bytes of the disk, rounded down to its blocks."""
+    """Write a file that leaves `left` bytes of the disk free, rounded down to its blocks."""
     with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(filler.parent).free - left, 1))
 
 
 def mount_small_disk(folder: Path) -> None:
-    """For this process and its children alone. Raises OSError where that is not allowed."""
+    """For this process and its children only. Raises OSError if that is not allowed."""
     system, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
     _check(system.unshare(NEW_MOUNTS | (NEW_USER if user else 0)))
     if user:
@@ -141,7 +141,7 @@ def mount_small_disk(folder: Path) -> None:
 
 
 def give_up_rights() -> None:
-    """Those of root to write where the owner of a file may not, for this process and its children."""
+    """Drop root's right to write read-only files, for this process and its children."""
     header, none = (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
     _check(ctypes.CDLL(None, use_errno=True).capset(header, none))
 

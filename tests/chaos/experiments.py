@@ -1,12 +1,13 @@
-"""What runs come through: each experiment disturbs many small runs, and compares their ends with an undisturbed one's.
+"""Fault injection, the command behind scripts/chaos.sh: disturb many small runs, compare them with an uninterrupted
+one.
 
     python tests/chaos/experiments.py                       all of them, some 40 minutes on two cores
     python tests/chaos/experiments.py kill damage           some of them
     python tests/chaos/experiments.py --json chaos.json     the figures as data too
     bash scripts/chaos.sh                         the slow tests before them
 
-An end is weights, optimiser, random numbers, place and the metrics log without what the clock says; it must be the
-same to the bit. Needs Linux and no GPU. Exit code 1 where a case did not go as it must; results: docs/reliability.md.
+Weights, optimiser, random numbers, place in the epoch and the metrics log (without times) must be bit-identical. Needs
+Linux and no GPU. Exit code 1 if a case failed. Results: docs/reliability.md.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-import torch.utils.tensorboard  # here, for all the processes that are forked from this one
+import torch.utils.tensorboard  # once, for all forked processes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -44,7 +45,7 @@ EXPERIMENTS = {
 
 def main(arguments: list[str] | None = None) -> int:
     guard_console()
-    tune_allocation()  # torch asks once how to allocate: what is forked later cannot choose any more
+    tune_allocation()  # torch reads this once, before the first allocation; forked processes inherit it
     options = parse(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # before any process is forked
@@ -66,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     listed = "; ".join(f"{name}: {(module.__doc__ or '').splitlines()[0]}" for name, module in EXPERIMENTS.items())
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=listed)
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments and places")
+    parser.add_argument("--seed", type=int, default=0, help="of random moments and places")
     parser.add_argument("--moments", type=int, default=20, help="kills, and damaged files")
     parser.add_argument("--signals", type=int, default=10, help="SIGTERM to a run and to torchrun, SIGHUP to a run")
     parser.add_argument("--restarts", type=int, default=5, help="kills under torchrun on one machine and on two each")

@@ -1,28 +1,28 @@
-"""What an experiment found."""
+"""The record of an experiment's results."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Finding:
-    """How many of how many cases went as they must."""
+    """Passed and failed cases of one experiment."""
 
     experiment: str
     case: str
     failures: list[str] = field(default_factory=list)
-    """What went wrong, one text per case that did"""
+    """One text per failed case"""
     cases: int = 0
     figures: dict[str, str | int | float] = field(default_factory=dict)
-    """What else was measured; names hold units"""
+    """Other measurements; names contain units"""
 
     def add(self, place: str, problems: list[str]) -> None:
-        """One more case; without problems it passed."""
+        """Add a case; it passed if there are no problems."""
         self.cases += 1
         if problems:
             self.failures.append(f"{self.experiment}, {self.case}, {place}: {'; '.join(problems)}")
 
     def note(self, name: str, seconds: list[float]) -> None:
-        """Median and maximum."""
+        """Record median and maximum."""
         if seconds:
             ordered = sorted(seconds)
             self.figures[f"{name}, median s"] = round(ordered[len(ordered) // 2], 3)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments around saving: a whole checkpoint is there, and the run goes on to the same bits."""
+"""kill -9 at random moments around saving: an intact checkpoint exists, and the resumed run ends bit-identical."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from tests.chaos.toy import EPOCHS, Toy
 from tests.support.hooks import at_save, note_saves
 
 SAVES = 2 * EPOCHS + 1
-"""last.pth after every epoch and every evaluation, best.pth once: the toy's score does not rise"""
+"""last.pth after every epoch and every evaluation, best.pth once, as the toy's score does not rise"""
 
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
@@ -27,7 +27,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     unreadable = strays = fresh = 0
     for _ in range(options.moments):
         number, delay = draw.randint(1, SAVES), draw.uniform(0, around)
-        place = f"save {number}, {1e3 * delay:.1f} ms after its begin"
+        place = f"save {number}, {1e3 * delay:.1f} ms after its start"
         folder = toy.folder("kill")
         problems = [] if kill(toy, folder, number=number, delay=delay) else ["the run did not save"]
         strays += len(leftovers(folder))
@@ -36,19 +36,19 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
         fresh += not any(folder.glob("last*.pth"))
         problems += [f"{name} is not readable" for name in broken]
         problems += toy.finish(folder)
-        problems += [f"{path.name} is left" for path in leftovers(folder)]
+        problems += [f"{path.name} was not deleted" for path in leftovers(folder)]
         finding.add(place, problems)
     finding.figures = {
         "unreadable checkpoints": unreadable,
-        "files of killed saves, all swept": strays,
-        "latest, ms after the begin of a save": round(1e3 * around),
+        "files of killed saves, all deleted": strays,
+        "latest, ms after the start of a save": round(1e3 * around),
         "killed before the first checkpoint": fresh,
     }
     yield finding
 
 
 def save_seconds(toy: Toy) -> float:
-    """Median of the saves of an undisturbed run."""
+    """Median duration of the saves of an uninterrupted run."""
     folder = toy.folder("saves")
     seconds = folder.with_suffix(".seconds")
     Run(toy.begin(folder), log=folder.with_suffix(".txt"), hook=partial(note_saves, seconds)).expect(0)
@@ -56,9 +56,9 @@ def save_seconds(toy: Toy) -> float:
 
 
 def kill(toy: Toy, folder: Path, *, number: int, delay: float) -> bool:
-    """SIGKILL so many seconds after the save of this number began; whether there was one."""
+    """Send SIGKILL `delay` seconds after save `number` began; returns whether it began."""
     reader, writer = os.pipe()
-    run = Run(toy.begin(folder), log=folder.with_suffix(".txt"), hook=partial(at_save, number, partial(tell, writer)))
+    run = Run(toy.begin(folder), log=folder.with_suffix(".txt"), hook=partial(at_save, number, partial(signal, writer)))
     os.close(writer)
     begun = os.read(reader, 1)
     os.close(reader)
@@ -68,7 +68,7 @@ def kill(toy: Toy, folder: Path, *, number: int, delay: float) -> bool:
     return bool(begun)
 
 
-def tell(writer: int) -> None:
+def signal(writer: int) -> None:
     os.write(writer, b".")
 
 

@@ -1,4 +1,4 @@
-"""Runs of main.py in processes of their own, forked from this one, which has imported everything; and by torchrun."""
+"""Start main.py in forked processes, which need no imports, or under torchrun."""
 
 import multiprocessing
 import os
@@ -19,11 +19,11 @@ LIMIT = 120.0
 
 
 class Run:
-    """A started run: one process per rank, joined by gloo as those of torchrun are.
+    """A started run: one process per rank, connected by gloo as under torchrun.
 
     arguments   of main.py
-    log         gets what all of them print
-    hook        called in each before main.py
+    log         gets the output of all ranks
+    hook        called in each rank before main.py
     """
 
     def __init__(
@@ -63,14 +63,14 @@ def torchrun(
     log: Path,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
-    """Start torchrun with variables besides those of this process."""
+    """Start torchrun with extra environment variables."""
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(program), *arguments]
     with log.open("wb") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | environment)
 
 
 def end_torchrun(agent: subprocess.Popen[bytes]) -> int:
-    """Wait for its exit code; a hung one is ended with its processes."""
+    """Wait for its exit code; if it hangs, end it and its processes."""
     try:
         return agent.wait(LIMIT)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""A process killed under torchrun --max-restarts, on one and two "machines": the run still ends as undisturbed."""
+"""Kill a rank under torchrun --max-restarts, on one and two "machines": the run must end bit-identical."""
 
 import argparse
 import random
@@ -11,7 +11,7 @@ from tests.chaos.launch import end_torchrun, free_port, torchrun
 from tests.chaos.toy import STEPS, Toy, differences
 
 NEW_STORES = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""What several machines need: every attempt gets a store of its own"""
+"""Needed with several machines: every attempt gets a new store"""
 
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
@@ -28,7 +28,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def restart(toy: Toy, *, machines: int, rank: int, step: int) -> tuple[list[float], list[str]]:
-    """Seconds from the kill to the first step after it, and what was wrong."""
+    """Seconds from the kill to the next step, and problems."""
     folder, whole = toy.folder("restart"), toy.whole(2)
     mark = folder.with_suffix(".mark")
     back = mark.with_suffix(".back")

@@ -1,4 +1,4 @@
-"""Stop after every step and in every evaluation, then go on: the bits of a run that was not stopped."""
+"""Stop after every step and in every evaluation, then resume: the end must be bit-identical to an uninterrupted run."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def stop_everywhere(toy: Toy, *, ranks: int, workers: int) -> Finding:
-    """Of several processes the signal comes to one, in turn."""
+    """With several ranks, each of them gets the signal in turn."""
     finding = Finding("resume", f"{ranks} process(es), {workers} workers")
     steps = set()
     for place, hook in moments(ranks):

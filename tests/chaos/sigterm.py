@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP at random moments, to a run and to torchrun: saved, and on to the same bits."""
+"""Send SIGTERM and SIGHUP at random moments, to a run and to torchrun: the resumed run must end bit-identical."""
 
 import argparse
 import json
@@ -15,11 +15,11 @@ from tests.chaos.launch import Run, end_torchrun, torchrun, wait_until
 from tests.chaos.toy import STEPS, Toy
 
 STEP_SECONDS = 0.1
-"""About one step's; the signal comes within it"""
+"""About one step; the signal comes within it"""
 
 
 class Stop:
-    """Seconds since the signal, and what was wrong."""
+    """Seconds since the signal, and problems."""
 
     def __init__(self, folder: Path, signalled: float, problems: list[str]) -> None:
         self.exit = time.time() - signalled
@@ -58,7 +58,7 @@ def stop_run(toy: Toy, folder: Path, number: signal.Signals, *, after: int, dela
 
 
 def stop_torchrun(toy: Toy, folder: Path, *, after: int, delay: float) -> Stop:
-    """The signal goes to torchrun alone, which passes it on; it hides the exit code, status.json has it."""
+    """The signal goes to torchrun, which forwards it. torchrun hides the exit code; status.json has it."""
     arguments, log = toy.begin(folder, ranks=2), folder.with_suffix(".txt")
     agent = torchrun(Path(main.__file__), arguments, options=["--nproc_per_node=2", "--standalone"], log=log)
     await_step(folder, after)
@@ -71,6 +71,6 @@ def stop_torchrun(toy: Toy, folder: Path, *, after: int, delay: float) -> Stop:
 
 
 def await_step(folder: Path, step: int) -> None:
-    """Return once the metrics log holds this training step."""
+    """Wait until the metrics log contains this training step."""
     log, mark = folder / "metrics.jsonl", f'"kind": "train", "step": {step},'
     wait_until(lambda: log.exists() and mark in log.read_text(), every=0.005)

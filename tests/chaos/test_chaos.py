@@ -1,4 +1,4 @@
-"""The experiments of tests/chaos/experiments.py: they see what they are there to see, and some of them in short."""
+"""Test the experiments of tests/chaos/experiments.py: they detect differences; and run some of them briefly."""
 
 import argparse
 import json
@@ -98,7 +98,7 @@ def test_the_interval_holds_the_median_and_narrows() -> None:
 
 
 def test_some_kills_and_damaged_files(tmp_path: Path) -> None:
-    """In a process of its own, as the experiments fork."""
+    """In a separate process, as the experiments fork."""
     json_file = tmp_path / "chaos.json"
     command = [sys.executable, "tests/chaos/experiments.py", "kill", "damage", "--moments", "2"]
     command += ["--json", str(json_file)]
@@ -123,8 +123,8 @@ def burn(seconds: float, lane: Connection) -> None:
     in_turns(work, lane)
 
 
-def test_programs_that_take_turns_are_clocked_each_for_itself() -> None:
-    """The second one has several turns, while the first one has ended."""
+def test_alternating_programs_are_timed_separately() -> None:
+    """The second one has several turns after the first one has ended."""
     (_, first), (wall, second) = side_by_side([Program(partial(burn, seconds)) for seconds in (0.1, 1.2)])
     assert first < 1.2 <= second
     assert wall >= 1.2

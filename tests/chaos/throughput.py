@@ -1,9 +1,9 @@
-"""What all of it costs where nothing happens: training by the engine against a bare loop of the same steps.
+"""Overhead of fault tolerance without faults: training by the engine against a bare loop of the same steps.
 
-Both train the demo's detector from the same weights on the same batches, and end at the same weights. The engine also
-logs, checks, watches for signals, and saves twice, at the end of the epoch and after its evaluation, which itself is
-left out; a real epoch has many more steps per save. The two take turns: while one goes on for a moment, the other one
-is stopped, so that what slows the machine slows them alike. Both allocate memory as main.py does.
+Both train the demo's detector from the same weights on the same batches, and end with the same weights. The engine also
+logs, checks, handles signals, and saves twice: at the end of the epoch, and after its evaluation, which itself is
+skipped; a real epoch has many more steps per save. The two alternate: only one runs at a time, so that load on the
+machine affects both. Both allocate memory as main.py does.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from tests.chaos.toy import CONFIG, Toy
 from tests.chaos.turns import Program, in_turns, side_by_side
 
 SIDE = 128
-"""Of the images, px"""
+"""Side of the images, px"""
 ENOUGH = 0.97
-"""Median ratio that counts as next to nothing"""
+"""Lowest median ratio that passes"""
 
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What the experiments run: a shipped config made so small that a whole run of nine steps takes a second or two."""
+"""The run of all experiments: a shipped config made so small that its nine steps take a second or two."""
 
 import hashlib
 import json
@@ -45,15 +45,15 @@ SETTINGS = {
     "runtime.log_every": 1,
 }
 CLOCK = ("second", "wait", "memory", "eta_")
-"""Parts of the names of values that no two runs share"""
+"""Parts of the names of values that differ between any two runs"""
 
 
 @dataclass
 class Toy:
-    """The experiment with its data and run folders below one folder.
+    """The tiny experiment: its data and run folders in one folder.
 
     root      gets data/ and the runs
-    settings  KEY=VALUE that all runs get besides SETTINGS
+    settings  KEY=VALUE of all runs, on top of SETTINGS
     """
 
     root: Path
@@ -88,14 +88,14 @@ class Toy:
             *self.settings,
         ]
 
-    def go_on(self, folder: Path, *, ranks: int = 1, workers: int = 0) -> list[str]:
-        """Arguments for a run from its last checkpoint, or from its beginning where there is none yet."""
+    def resume(self, folder: Path, *, ranks: int = 1, workers: int = 0) -> list[str]:
+        """Arguments for a run from its last checkpoint, or from its beginning if it has none."""
         if any(folder.glob("last*.pth")):
             return ["--resume", str(folder / "last.pth")]
         return self.begin(folder, ranks=ranks, workers=workers)
 
     def whole(self, ranks: int = 1) -> Path:
-        """The folder of a run of so many processes that nothing disturbed; it is run once."""
+        """The folder of an uninterrupted run of this many ranks; it is run once."""
         if ranks not in self._whole:
             folder = self.folder(f"whole_{ranks}")
             Run(self.begin(folder, ranks=ranks), log=folder.with_suffix(".txt"), ranks=ranks).expect(0)
@@ -103,8 +103,8 @@ class Toy:
         return self._whole[ranks]
 
     def finish(self, folder: Path, *, ranks: int = 1, workers: int = 0) -> list[str]:
-        """Run to the end from where the folder is; returns in what it then differs from the undisturbed run."""
-        arguments = self.go_on(folder, ranks=ranks, workers=workers)
+        """Run to the end from the folder's state; returns the differences from the uninterrupted run."""
+        arguments = self.resume(folder, ranks=ranks, workers=workers)
         codes = Run(arguments, log=folder.with_suffix(".end.txt"), ranks=ranks).wait()
         if any(codes):
             return [f"exit codes {codes}"]
@@ -112,13 +112,13 @@ class Toy:
 
 
 def differences(folder: Path, other: Path) -> list[str]:
-    """Names of what differs between two runs that ended; empty for the same bits."""
+    """Names of all parts that differ between two finished runs; empty if they are bit-identical."""
     a, b = fingerprint(folder), fingerprint(other)
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of each part of last.pth (its config names the folder, and is left out) and of the metrics log."""
+    """SHA-256 of each part of last.pth (without its config, which names the folder) and of the metrics log."""
     parts: dict[str, Any] = load_checkpoint(folder / "last.pth").content()
     del parts["config"]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

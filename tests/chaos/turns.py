@@ -1,4 +1,4 @@
-"""Programs that take turns: while one works, the others are stopped, so that what slows the machine slows all alike."""
+"""Time programs in alternation: only one runs at a time, so that load on the machine affects them all equally."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ Clock = tuple[float, float]
 
 
 def side_by_side(programs: Sequence["Program"]) -> list[Clock]:
-    """What each needed, without the turns of the others; the first one begins. Where one fails, all are ended."""
+    """The time of each program in its own turns, the first one first. If one fails, all are killed."""
     try:
         while working := [program for program in programs if program.cpu is None]:
             for program in working:
@@ -32,7 +32,7 @@ def side_by_side(programs: Sequence["Program"]) -> list[Clock]:
 class Program:
     """A forked process.
 
-    work   called with what is given and a connection; what it does within `in_turns` is clocked
+    work   called with the given arguments and a connection; only its part inside `in_turns` is timed
     """
 
     def __init__(self, work: Callable[..., None], *given: Any) -> None:
@@ -40,16 +40,16 @@ class Program:
         self._process = FORK.Process(target=work, args=(*given, theirs))
         self._process.start()
         theirs.close()
-        self._lane.recv()  # it is ready, and waits
+        self._lane.recv()  # the process is ready and waits
         self._stopped = False
         self.wall = 0.0
         self.cpu: float | None = None
         """None until it is done"""
 
     def take_turn(self) -> None:
-        """Raises EOFError where the process has failed."""
+        """Raises EOFError if the process has failed."""
         start = time.perf_counter()
-        self._go_on()
+        self._resume()
         if self._lane.poll(TURN):
             self.cpu = self._lane.recv()
         self.wall += time.perf_counter() - start
@@ -57,15 +57,15 @@ class Program:
         self._stopped = True
 
     def end(self) -> None:
-        """Let it do what is not clocked."""
-        self._go_on()
+        """Let it finish its untimed part."""
+        self._resume()
         self._process.join()
 
     def kill(self) -> None:
-        """Without effect once it has ended."""
+        """No effect after it has ended."""
         self._process.kill()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if self._stopped:
             self._signal(signal.SIGCONT)
         else:
@@ -77,7 +77,7 @@ class Program:
 
 
 def in_turns(work: Callable[[], object], lane: Connection) -> None:
-    """Do the clocked part."""
+    """Run the timed part of a program, when it is its turn."""
     lane.send(None)
     lane.recv()
     start = time.process_time()

@@ -1,7 +1,7 @@
-"""main.py in which one process is killed once, for torchrun to start it: victim.py MARK RANK STEP ARGUMENT...
+"""main.py under torchrun, where one rank kills itself once: victim.py MARK RANK STEP ARGUMENT...
 
-MARK   does not exist before the kill, and gets its time; MARK.back gets the time of the first step after it
-RANK   of the process that is killed, by SIGKILL, right after its optimiser step number STEP
+MARK   file that the kill creates and writes its time to; MARK.back gets the time of the first step after the restart
+RANK   that sends itself SIGKILL right after its optimiser step number STEP
 """
 
 import os

@@ -1,0 +1,1 @@
+"""Tests of `configs`: the loader, the schema, the shipped experiments. No data and no detectors."""

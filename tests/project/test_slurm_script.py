@@ -1,4 +1,4 @@
-"""The SLURM script, with commands that stand for SLURM's and for Python."""
+"""The SLURM script, with stubs of SLURM's commands and of Python."""
 
 import os
 import signal

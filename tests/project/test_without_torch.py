@@ -1,4 +1,4 @@
-"""What is told before torch is imported, whose import takes seconds: usage, mistakes in a config, a resolved config."""
+"""Usage errors, mistakes in a config and --print-config must not import torch, which takes seconds."""
 
 import subprocess
 import sys

@@ -1,0 +1,1 @@
+"""Comparisons with values recorded from the published code and the official metrics. No other tests."""

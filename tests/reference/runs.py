@@ -47,7 +47,7 @@ class Matching:
     """(n,) columns"""
 
     def vector(self) -> Tensor:
-        """(Q,) matched object + 1, 0 where there is none: the recorded form."""
+        """(Q,) matched object + 1, or 0 if unmatched: the recorded form."""
         matched = torch.zeros(len(self.cost), dtype=torch.int64)
         matched[self.query] = self.target + 1
         return matched

@@ -1,7 +1,7 @@
 """Agreement with the published code, in every recorded number.
 
-The files are found in the folder that the environment variable D3Q_GOLDENS names (tests/data/goldens without it) and
-told apart by their own meta. `pytest -s` prints the largest deviation of every group of tensors in every file.
+The files are in the folder of the environment variable D3Q_GOLDENS (default tests/data/goldens) and are distinguished
+by their meta. `pytest -s` prints the largest deviation of every group of tensors in every file.
 
 Deformable attention runs in grid_sample, as it did when the numbers were recorded: another order of summation can swap
 two queries whose scores differ by 1e-7, which is no disagreement. D3Q_OPS_BACKEND takes another backend; `tests/ops`
@@ -132,7 +132,7 @@ def test_density_and_query_counts(path: Path, unpadded: bool) -> None:
 @for_inferences
 @for_models
 def test_selected_queries(path: Path, unpadded: bool) -> None:
-    """Invalid tokens have equal scores and equal references: any of them stands for the others."""
+    """Invalid tokens have equal scores and equal references: they are interchangeable."""
     golden, run = load_golden(path), evaluate(path, unpadded=unpadded)
     prefix = prefix_of(unpadded)
     valid = run.anchors_unact.isfinite().all(-1)
@@ -350,8 +350,8 @@ def test_losses_of_images_without_objects(path: Path, name: str) -> None:
     config = detector_for(path)[0]
     if name == "losses_all_images_empty" and config.model.d3q and config.model.detector == "deformable_detr":
         # Differs from the reference: there the divisor is 0 + the float32 epsilon, here it is at least one.
-        mended = recorded.pop("loss_densitymap") * FLOAT32_EPS
-        assert_close(golden, f"{name}: loss_densitymap", losses.pop("density"), mended, rtol=1e-3)
+        corrected = recorded.pop("loss_densitymap") * FLOAT32_EPS
+        assert_close(golden, f"{name}: loss_densitymap", losses.pop("density"), corrected, rtol=1e-3)
     compare_losses(golden, name, losses, recorded)
 
 

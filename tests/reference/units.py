@@ -254,7 +254,7 @@ def _cdn(golden: Golden, case: str) -> None:
 
 
 def assert_same_visibility(mask: Tensor, published: Tensor) -> None:
-    """Ours holds the denoising queries' rows; the others see all but the denoising queries."""
+    """Ours contains the denoising queries' rows; all other queries see everything but the denoising queries."""
     front = len(mask)
     assert torch.equal(mask, published[:front]), "attention masks differ"
     assert bool(published[front:, :front].all())

@@ -18,7 +18,7 @@ Results = dict[str, dict[str, calibrate_queries.BinResult]]
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run beside its experiment whose density map starts high enough to ask for more than the floor."""
+    """A run and its experiment, whose density map starts high enough for more queries than the floor."""
     folder = tmp_path_factory.mktemp("trained")
     config = write_experiment(folder, train=[12, 9, 15, 14], val=[4, 0, 11, 12, 13, 14, 2, 16])
     settings = [f"runtime.output_dir={folder / 'run'}", "model.d3q.initial_density=0.08", "optim.epochs=1"]

@@ -47,7 +47,7 @@ def test_comparison_of_finished_runs(folder: Path, capsys: pytest.CaptureFixture
 
 def test_comparison_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare_budgets.main(["--out", str(tmp_path), "--report-only"]) == 1
-    assert "leave out --report-only" in capsys.readouterr().err
+    assert "run without --report-only" in capsys.readouterr().err
 
 
 def test_a_cell_has_the_mean_and_the_range_of_the_seeds() -> None:

@@ -1,4 +1,4 @@
-"""scripts/gpu_day.sh: the rehearsal goes to the end, a day with GPUs has steps that run, and none stops the others."""
+"""scripts/gpu_day.sh: the rehearsal runs all steps, steps with GPUs can run, and a failed step stops no other one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Moments of a run at which a test acts: after a step, before an evaluation, at a save."""
+"""Inject actions into a run: after a step, in an evaluation, during a save. The engine has no code for this."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def stop_at_step(number: int, patch: pytest.MonkeyPatch, kind: signal.Signals = 
 
 
 def at_evaluation(number: int, act: Act, *, rank: int = 0) -> None:
-    """Act at the begin of the evaluation of this number, on one rank."""
+    """Act at the beginning of evaluation `number`, on one rank."""
     if os.environ.get("RANK", "0") != str(rank):
         return
     evaluate, count = train.evaluate, 0
@@ -57,7 +57,7 @@ def at_evaluation(number: int, act: Act, *, rank: int = 0) -> None:
 
 
 def at_save(number: int, act: Act) -> None:
-    """Act when the checkpoint of this number begins to be written: its temporary file is about to be opened."""
+    """Act when checkpoint `number` is about to be written, before its temporary file is opened."""
     count = 0
 
     def event(name: str, given: tuple[Any, ...]) -> None:
@@ -71,7 +71,7 @@ def at_save(number: int, act: Act) -> None:
 
 
 def note_saves(file: Path) -> None:
-    """Append a line with its seconds to the file after every checkpoint that is written."""
+    """Append the seconds of every checkpoint save to the file, one per line."""
     begun = 0.0
 
     def event(name: str, given: tuple[Any, ...]) -> None:

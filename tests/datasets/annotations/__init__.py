@@ -1,0 +1,1 @@
+"""Tests of `datasets/annotations`: columns, checks, faulty entries. No image is decoded."""

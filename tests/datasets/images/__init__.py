@@ -1,0 +1,1 @@
+"""Tests of `datasets/images`: decoding, cache, checks of files. No annotation rules."""

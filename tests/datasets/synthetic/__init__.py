@@ -1,0 +1,1 @@
+"""Tests of `datasets/synthetic`. Its command is tested in `tests/scripts`."""

@@ -1,0 +1,1 @@
+"""Tests of `engine/evaluation`. The formulas of the metrics are tested in `tests/engine/metrics`."""

@@ -1,0 +1,1 @@
+"""Tests of `engine/metrics`, partly against pycocotools. The official results are in `tests/reference`."""

@@ -1,0 +1,1 @@
+"""Tests of backbones and their weights; nothing is downloaded."""

@@ -1,0 +1,1 @@
+"""Tests of cost, bounds and assignment. Losses are tested in `tests/models`."""
