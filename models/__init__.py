@@ -1,1 +1,1 @@
-"""The detectors: Deformable DETR and DINO, with a fixed or a dynamic number of queries."""
+"""The detectors, from images to predictions, and their losses. No data sets, no training loop, no files."""

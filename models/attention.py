@@ -16,17 +16,18 @@ from ops import ms_deform_attn
 
 @dataclass(frozen=True)
 class QueryBlocks:
-    """Which queries see which. The first `front` of T are denoising queries: they see all, nobody else sees them.
+    """Attention bias of the queries. The first `front` of T are denoising queries: they attend to all T; the other
+    queries attend only to one another.
 
-    Two blocks need less than one mask of T x T: it is the largest tensor of a dense image, and mostly says the same.
+    Two blocks need less memory than one T x T mask, which would be the largest tensor of a dense image.
     """
 
     front: int = 0
     """F, denoising queries in front"""
     front_bias: Tensor | None = None
-    """(B|1, 1, F|1, T) added to the scores of the denoising queries, -inf = blocked; None where they see everything"""
+    """(B|1, 1, F|1, T) added to the scores of the denoising queries, -inf = blocked; None: nothing is blocked"""
     bias: Tensor | None = None
-    """(B, 1, 1, T-F) the same for the others, among themselves"""
+    """(B, 1, 1, T-F) the same for the other queries, among themselves"""
 
 
 def blocking_bias(blocked: Tensor) -> Tensor:
@@ -145,8 +146,8 @@ class SelfAttention(nn.Module):
 class RowWise(nn.Sequential):
     """A perceptron of in-place activations, (..., D) -> (..., D'), computed on rows (N, D).
 
-    Behind a linear layer of three dimensions an in-place activation would change a view, and autograd answers with two
-    further tensors of its size in the backward pass, and the time of three copies.
+    After a linear layer on three dimensions, an in-place activation changes a view: autograd then allocates two more
+    tensors of its size in the backward pass and makes three copies.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -163,9 +164,9 @@ class FeedForward(RowWise):
 
 
 def call(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
-    """module(*inputs); with `recompute` its backward pass computes everything inside again instead of keeping it.
+    """module(*inputs); with `recompute`, activations inside it are recomputed in the backward pass (checkpointing).
 
-    The same losses and gradients, bit for bit: dropout draws the same numbers again.
+    Losses and gradients are bit-equal: dropout repeats its random numbers.
 
     Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
     """

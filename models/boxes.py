@@ -21,7 +21,7 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def size_factor(size: tuple[int, int], like: Tensor) -> Tensor:
-    """(4,) = (W, H, W, H) of a size (H, W): normalised boxes times it are pixels. Does not wait for a GPU."""
+    """(4,) = (W, H, W, H) of a size (H, W): normalised boxes times it are pixels. No synchronisation with a GPU."""
     height, width = size
     return torch.tensor([width, height, width, height], dtype=like.dtype).to(like.device, non_blocking=True)
 
@@ -54,7 +54,7 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def generalized_iou_bound(boxes: Tensor, group: Tensor) -> Tensor:
-    """At least the generalised IoU, as computed above, of each box with every one of a group; tight for a compact one.
+    """Upper bound of the generalised IoU, as computed above, of each box with every member of a group.
 
     The overlap is at most that with the box around the group, and at most the largest width and height of it; the union
     lies between the greater and the sum of the areas; the hull holds the box, and reaches every member's nearer side.

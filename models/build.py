@@ -27,7 +27,7 @@ from models.structures import AuxiliaryLoss, BoxDistance
 from models.two_stage import FrontHalf
 
 PUBLISHED_DENSITY = 0.1
-"""Initial density of a detector that is built without one: no data set has been looked at."""
+"""Initial density of a detector that is built without a data set."""
 
 
 def build_detector(config: Config) -> DINO | DeformableDETR:
@@ -54,12 +54,15 @@ def build_criterion(config: Config) -> Criterion:
 
 
 def build_postprocess(config: Config) -> PostProcess:
-    """Output -> detections. The sigmoid baselines return as many detections as queries."""
+    """Output -> detections. With sigmoid classification, at most model.num_queries detections per image."""
     return PostProcess(classification=config.criterion.decoder.classification, max_detections=config.model.num_queries)
 
 
 def expected_queries(config: Config, objects: Sequence[int]) -> list[int]:
-    """The query count of images of so many objects, where the density is estimated right."""
+    """Query count per image, assuming a perfect count estimate.
+
+    objects   per image
+    """
     model = config.model
     if model.d3q is None:
         return [model.num_queries] * len(objects)

@@ -20,7 +20,7 @@ from models.structures import (
     Target,
 )
 
-NORMALISER_EPS = torch.finfo(torch.float32).eps
+NORMALIZER_EPS = torch.finfo(torch.float32).eps
 
 
 def sigmoid_focal_loss(logits: Tensor, one_hot: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -54,18 +54,18 @@ class BatchObjects:
 
 @dataclass(frozen=True)
 class MatchedSet:
-    """Predictions of some layers with their objects: what the losses are computed of."""
+    """Predictions of some layers with their matched objects, the input of the losses."""
 
     prefix: str
-    """Of the loss names"""
+    """Prefix of the loss names"""
     predictions: LayerPredictions
-    """No classification loss in their padding"""
+    """Their padding has no classification loss"""
     matches: MatchedPairs
     """Predictions with an object"""
     objects: BatchObjects
-    """What the matches point to"""
+    """The objects that `matches.target` indexes"""
     negatives: Tensor
-    """(layers, B) int64 on the host: predictions without an object that count in the normaliser"""
+    """(layers, B) int64 on the host: predictions without an object that count in the normalizer"""
 
 
 class SetLoss:
@@ -98,8 +98,8 @@ class SetLoss:
         self.box_distance = box_distance
         self.matcher = matcher
 
-    def normalisers(self, matched: MatchedSet) -> Tensor:
-        """(2, layers, B) float64 on the host: of the classification loss, and of the box losses."""
+    def normalizers(self, matched: MatchedSet) -> Tensor:
+        """(2, layers, B) float64 on the host: normalizer of the classification loss, and of the box losses."""
         positives = matched.matches.positives.double()
         return torch.stack([positives + self.no_object_weight * matched.negatives, positives])
 
@@ -142,8 +142,8 @@ class Criterion:
     decoder, encoder     losses of the decoder layers (and denoising queries), and of the proposals
     encoder_tokens       all tokens, or the selected queries only
     class_agnostic       proposals learn "object" as class 0
-    decoder_normalizer   batch: divided by the batch's counts; image: by each image's, then averaged. The batch is that
-                         of all processes: their mean gradient is the one that a single process has of all images
+    decoder_normalizer   batch: divided by the batch's counts; image: by each image's, then averaged. The batch is the
+                         global one: the mean gradient of all ranks equals that of one process with all images
     auxiliary_losses     read the aux tensors of the query budget
     """
 
@@ -172,8 +172,8 @@ class Criterion:
         losses: dict[str, Tensor] = {}
         with torch.autocast(output.num_queries.device.type, enabled=False):
             work = self.matched_sets(output, targets, self.match(output, targets))
-            for (loss, matched), normaliser in zip(work, self._normalisers(work, len(targets)), strict=True):
-                losses |= _by_layer(matched.prefix, loss(matched), normaliser)
+            for (loss, matched), normalizer in zip(work, self._normalizers(work, len(targets)), strict=True):
+                losses |= _by_layer(matched.prefix, loss(matched), normalizer)
             losses |= self.auxiliary(output, targets)
         return losses
 
@@ -186,11 +186,11 @@ class Criterion:
         return losses
 
     def match(self, output: DetectorOutput, targets: Sequence[Target]) -> list[MatchedPairs]:
-        """Of the decoder layers, and of the encoder. Raises NonFiniteCostError."""
+        """Matched pairs of the decoder layers, and of the encoder. Raises NonFiniteCostError."""
         return match(self.match_requests(output, targets))
 
     def match_requests(self, output: DetectorOutput, targets: Sequence[Target]) -> list[MatchRequest]:
-        """What is to be matched: the decoder layers, and the encoder's proposals."""
+        """Requests for the decoder layers, and for the encoder's proposals."""
         requests = []
         for loss, predictions, labels in (
             (self.decoder, output.queries, [target.labels for target in targets]),
@@ -211,7 +211,7 @@ class Criterion:
     def matched_sets(
         self, output: DetectorOutput, targets: Sequence[Target], matches: Sequence[MatchedPairs]
     ) -> list[tuple[SetLoss, MatchedSet]]:
-        """What each loss is computed of; matches as from `match`."""
+        """Input of each loss; matches as from `match`."""
         objects = BatchObjects.of(targets, [target.labels for target in targets])
         proposed = replace(objects, labels=torch.cat(self._proposal_labels(targets)))
         decoder, encoder = matches
@@ -224,36 +224,36 @@ class Criterion:
             work.append((self.decoder, denoising))
         return work
 
-    def _normalisers(self, work: Sequence[tuple[SetLoss, MatchedSet]], images: int) -> Iterator[Tensor]:
+    def _normalizers(self, work: Sequence[tuple[SetLoss, MatchedSet]], images: int) -> Iterator[Tensor]:
         """Per set (2, layers, 1) for the whole batch, or (2, layers, B); the counts are at least one.
 
-        The batch is that of all processes, and a process gets its share of the divisor: then the mean of the
-        processes' gradients is the gradient of the whole batch.
+        The counts are summed over the process group and divided by its size: the mean of the ranks' gradients is then
+        the gradient of the global batch.
 
-        Differs from the reference, where every process has a share of at least one.
+        Differs from the reference, where every rank's normalizer is at least one.
         """
         device = work[0][1].predictions.logits.device
-        counts = [loss.normalisers(matched) for loss, matched in work]
+        counts = [loss.normalizers(matched) for loss, matched in work]
         own = torch.cat([torch.tensor([images]), *(count.sum(-1).flatten() for count in counts)])
         totals, processes = _sum_over_processes(own.float().to(device, non_blocking=True))
         of_sets = totals[1:].split([count[..., 0].numel() for count in counts])
         for (loss, _), count, total in zip(work, counts, of_sets, strict=True):
             if loss is self.decoder and self.decoder_normalizer == "image":
-                share = totals[0] / (images * processes)  # of the images; the mean is over those of this process
-                yield (count.float().to(device, non_blocking=True).clamp(min=1) + NORMALISER_EPS) * share
+                share = totals[0] / (images * processes)  # the mean below is over the images of this rank
+                yield (count.float().to(device, non_blocking=True).clamp(min=1) + NORMALIZER_EPS) * share
             else:
-                yield (total.view(*count.shape[:2], 1).clamp(min=1) + NORMALISER_EPS) / processes
+                yield (total.view(*count.shape[:2], 1).clamp(min=1) + NORMALIZER_EPS) / processes
 
 
-def _by_layer(prefix: str, sums: dict[str, Tensor], normalisers: Tensor) -> dict[str, Tensor]:
-    """(layers, B) sums -> scalars per layer; the last layer has no name of its own."""
-    of_classes, of_boxes = normalisers
+def _by_layer(prefix: str, sums: dict[str, Tensor], normalizers: Tensor) -> dict[str, Tensor]:
+    """(layers, B) sums -> scalars per layer; the last layer's names have no layer prefix."""
+    of_classes, of_boxes = normalizers
     means = {}
     for kind, values in sums.items():
-        normaliser = of_classes if kind == "class" else of_boxes
-        values = values if normaliser.shape == values.shape else values.sum(1, keepdim=True)
-        means[kind] = (values / normaliser).mean(1).unbind()
-    last = len(normalisers[0]) - 1
+        normalizer = of_classes if kind == "class" else of_boxes
+        values = values if normalizer.shape == values.shape else values.sum(1, keepdim=True)
+        means[kind] = (values / normalizer).mean(1).unbind()
+    last = len(normalizers[0]) - 1
     names = [prefix if layer == last else f"{prefix}layer{layer}." for layer in range(last + 1)]
     return {f"{name}{kind}": mean[layer] for layer, name in enumerate(names) for kind, mean in means.items()}
 
@@ -286,7 +286,7 @@ def _denoising_set(
 
 
 def _sum_over_processes(values: Tensor) -> tuple[Tensor, int]:
-    """The sum, and the number of processes; every process must have as many values."""
+    """Sum over the process group, and the number of ranks; the shape must be the same on every rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return values, 1
     dist.all_reduce(values)

@@ -15,7 +15,7 @@ from models.structures import Memory, SelectedProposals
 BOX_EPS = 1e-5
 DINO_REFERENCE_EPS = 1e-3
 SIMILAR = 2.0
-"""Images are decoded together where the first has at most so many times the queries of the others"""
+"""Images are decoded together if their query counts differ by at most this factor"""
 
 
 class DecoderLayer(nn.Module):
@@ -75,7 +75,7 @@ class DinoDecoder(nn.Module):
     for the output, with two epsilons (published). The output of layer l starts from the undetached boxes of layer
     l-1, so that its loss reaches them.
 
-    recompute   the backward pass computes the layers again, see `models.attention.call`
+    recompute   recompute the layers in the backward pass, see `models.attention.call`
 
     Source: Zhang et al., DINO, ICLR 2023.
     """
@@ -101,8 +101,8 @@ class DinoDecoder(nn.Module):
         for layer, classifier, box_head in zip(self.layers, self.heads.classifiers, self.heads.box_heads, strict=True):
             encoding = encode_boxes(
                 memory.references(boxes)[:, :, 0], features=self.features_per_coordinate, order=(1, 0, 2, 3)
-            )
-            position = self.position_head(encoding)
+            )  # (B, Q, 2D)
+            position = self.position_head(encoding)  # (B, Q, D)
             queries = call(layer, queries, position, boxes, memory, blocks, recompute=self.recompute)
             hidden = self.norm(queries)
             logits.append(classifier(hidden))
@@ -115,7 +115,7 @@ class DinoDecoder(nn.Module):
 class DeformableDecoder(nn.Module):
     """Deformable DETR: one position for all layers; each layer's boxes are the next one's references, detached.
 
-    recompute   the backward pass computes the layers again, see `models.attention.call`
+    recompute   recompute the layers in the backward pass, see `models.attention.call`
 
     Source: Zhu et al., Deformable DETR, ICLR 2021, iterative box refinement.
     """
@@ -141,7 +141,7 @@ class DeformableDecoder(nn.Module):
 
 
 def similar_counts(counts: Sequence[int]) -> list[list[int]]:
-    """Images in groups of similar query counts, falling."""
+    """Indices of the images in groups of similar query counts, in descending order."""
     groups: list[list[int]] = []
     for image in sorted(range(len(counts)), key=lambda i: -counts[i]):
         if not groups or counts[groups[-1][0]] > SIMILAR * counts[image]:
@@ -153,12 +153,13 @@ def similar_counts(counts: Sequence[int]) -> list[list[int]]:
 def decode_in_groups(
     decoder: nn.Module, queries: Sequence[Tensor], memory: Memory, selected: SelectedProposals
 ) -> tuple[Tensor, Tensor]:
-    """The decoder's predictions, zero in the padding of a group of fewer queries: padding costs what queries cost.
+    """Evaluation: decode images of similar query counts together, as padding costs as much as queries.
 
-    queries    what the decoder takes before the memory, each (B, Q, ...)
+    queries    inputs of the decoder before the memory, each (B, Q, ...)
     selected   their padding and counts
+    returns    class logits (layers, B, Q, K), box logits (layers, B, Q, 4); zero in the padding of a shorter group
     """
-    padding_mask, counts = selected.padding_mask, selected.counts
+    padding_mask, counts = selected.padding_mask, selected.counts  # (B, Q), (B,)
     groups = similar_counts(counts)
     if len(groups) == 1:
         return decoder(*queries, memory, query_blocks(padding_mask, counts))
@@ -169,7 +170,8 @@ def decode_in_groups(
         most = counts[group[0]]
         images = torch.tensor(group).to(device, non_blocking=True)
         blocks = query_blocks(padding_mask[images, :most], [counts[image] for image in group])
-        found = decoder(*(rows[images, :most] for rows in queries), memory.of(images), blocks)
+        inputs = [rows[images, :most] for rows in queries]  # (n, most, ...)
+        found = decoder(*inputs, memory.of(images), blocks)  # (layers, n, most, K | 4)
         for parts, part in zip((logits, boxes_unact), found, strict=True):
             parts.append(F.pad(part, (0, 0, 0, width - most)))
     order = torch.tensor([image for group in groups for image in group]).argsort().to(device, non_blocking=True)

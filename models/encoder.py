@@ -92,7 +92,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Layers one after the other; every token is a query.
 
-    recompute   the backward pass computes the layers again, see `models.attention.call`
+    recompute   recompute the layers in the backward pass, see `models.attention.call`
     """
 
     def __init__(self, layers: Sequence[EncoderLayer], *, recompute: bool) -> None:

@@ -1,4 +1,4 @@
-"""Initial weights of a detector, as published; the backbone has its own."""
+"""Initial weights of a detector, as published, except the backbone's."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Memory -> scored and boxed proposals; and the choice of the ones that become queries."""
+"""Proposals: every token of the memory scored and boxed; and the selection of the queries among them."""
 
 from collections.abc import Sequence
 
@@ -84,7 +84,7 @@ class ProposalHead(nn.Module):
 
 
 class FixedBudget(nn.Module):
-    """The query budget of the baselines: as many queries for every image."""
+    """The query budget of the baselines: the same number of queries for every image."""
 
     def __init__(self, num_queries: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def select_queries(
 
     num_queries      (B,)  int64
     class_agnostic   rank by the first class channel instead of the best class
-    bucket           pad further, to a multiple of it, as far as there are tokens
+    bucket           pad to a multiple of it, limited by the number of tokens
     """
     scores = proposals.logits[..., 0] if class_agnostic else proposals.logits.max(-1).values
     counts = tuple(num_queries.tolist())  # sync
@@ -119,9 +119,9 @@ def select_queries(
 
 
 def limit_to_tokens(num_queries: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """A small image has fewer tokens than its budget may ask for: no more queries than tokens.
+    """Limit the query counts of a small image to its number of tokens.
 
-    Differs from the reference: it raises there.
+    Differs from the reference, which raises an error.
     """
     return num_queries.clamp(max=sum(height * width for height, width in spatial_shapes))
 
@@ -132,7 +132,7 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def query_blocks(padding_mask: Tensor, counts: Sequence[int]) -> QueryBlocks:
-    """(B, Q) bool, and the queries of each image that are not padding -> nobody attends to padding."""
+    """(B, Q) bool, and the query count of each image -> attention bias that blocks the padding."""
     if min(counts) == padding_mask.shape[1]:
         return QueryBlocks()
     return QueryBlocks(bias=blocking_bias(padding_mask[:, None]))

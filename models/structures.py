@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Target(Protocol):
-    """What models read of a training target (`datasets` has the concrete record)."""
+    """The part of a training target that models read (the concrete record is in `datasets`)."""
 
     @property
     def boxes_xyxy(self) -> Tensor:
@@ -30,7 +30,7 @@ class Target(Protocol):
 
     @property
     def image_id(self) -> int:
-        """The data set's own number of the image, for messages."""
+        """Image id of the data set, for messages."""
 
 
 class QueryBudget(Protocol):
@@ -44,8 +44,8 @@ class BoxDistance(Protocol):
     """ONE object for matching cost and loss: they cannot diverge."""
 
     is_metric: bool = False
-    """Whether `pairwise` is never negative, symmetric, and obeys the triangle inequality. The matching then computes
-    few of the costs, chosen by bounds; where the class that defines `pairwise` does not say, it computes them all"""
+    """Whether `pairwise` is non-negative, symmetric, and obeys the triangle inequality: the matching then computes only
+    the costs that bounds cannot exclude. If the class that defines `pairwise` does not declare it, False"""
 
     def aligned(self, pred: Tensor, target: Tensor, pred_unact: Tensor | None = None) -> Tensor:
         """(N, 4), (N, 4) cxcywh -> (N,); pred_unact (N, 4) are the logits of pred."""
@@ -55,7 +55,7 @@ class BoxDistance(Protocol):
 
 
 def is_metric(distance: BoxDistance) -> bool:
-    """What a distance says of its `pairwise`: one that is overridden has to be vouched for anew."""
+    """Whether a distance declares its `pairwise` a metric; a class that overrides `pairwise` must declare it again."""
     if "is_metric" in getattr(distance, "__dict__", {}):
         return bool(distance.is_metric)
     for kind in type(distance).__mro__:
@@ -189,9 +189,9 @@ class DenoisingQueries:
     group_size: int
     """2*N, N = most objects of an image of the batch"""
     padding_mask: Tensor
-    """(B, G*2N) bool, True in the slots of objects that an image does not have"""
+    """(B, G*2N) bool, True in slots without an object"""
     objects: Sequence[Tensor]
-    """Per image (n,) int64: rows of its target that are noised, all of them unless their number is limited"""
+    """Per image (n,) int64: rows of its target that are noised"""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Proposed:
     """(H, W) of the padded images"""
 
     def output(self, logits: Tensor, boxes_unact: Tensor) -> DetectorOutput:
-        """The decoder's predictions, (layers, B, Q, K) and (layers, B, Q, 4), with all that led to them."""
+        """The decoder's predictions, (layers, B, Q, K) and (layers, B, Q, 4), and the front half's results."""
         return DetectorOutput(
             queries=LayerPredictions(logits, boxes_unact, self.queries.padding_mask, self.queries.counts),
             num_queries=self.num_queries,
@@ -100,7 +100,7 @@ class TwoStageDetector(nn.Module):
     def decode(self, inputs: Sequence[Tensor], proposed: Proposed) -> tuple[Tensor, Tensor]:
         """Class and box logits of all layers, (layers, B, Q, K) and (layers, B, Q, 4); see `decode_in_groups`.
 
-        inputs   what the decoder takes before the memory, each (B, Q, ...)
+        inputs   inputs of the decoder before the memory, each (B, Q, ...)
         """
         queries = proposed.queries
         if not self.training:

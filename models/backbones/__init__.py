@@ -1,1 +1,1 @@
-"""Backbones, the catalogue that names them, and their pretrained weights. Nothing else of a detector."""
+"""Backbones, their catalogue, and their pretrained weights. No other part of a detector."""

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 OWN = -1
-"""Column of its own of every row"""
+"""Marks the private column that each row of the relaxed problem has"""
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns of the matched entries, rows ascending"""
 
@@ -23,9 +23,9 @@ def assign(cost: NDArray[np.float32]) -> Pairs:
 class ShortLists:
     """Cheap entries of each row of an (N, Q) cost matrix, N <= Q: they hold the optimum, or are too few.
 
-    Every row may, instead of a listed column, take a column of its own at a price that no other column of that row
-    undercuts: this relaxed problem is never dearer than the whole one, so where its optimum uses no such column it is
-    the optimum of the whole problem. Rows that do use one need longer lists. The N cheapest are always enough.
+    In the relaxed problem, a row may also take a private column, at a lower bound of its unlisted costs. Its optimum
+    never costs more than that of the whole problem; without private columns it is the optimum of the whole problem.
+    Rows that use their private column need longer lists. The N cheapest entries of each row always suffice.
     """
 
     def __init__(self, costs: NDArray[np.float32], columns: NDArray[np.int32], rest: NDArray[np.float32]) -> None:
@@ -48,12 +48,12 @@ class ShortLists:
         self.lists = [*shortened, (rows, costs, columns, rest)]
 
     def assign(self) -> tuple[Pairs, NDArray[np.int64]]:
-        """The pairs of all rows, and no row; or pairs of no meaning, and the rows whose lists are too short."""
+        """(pairs, []) if the short lists prove optimality, else (undefined, rows whose lists must be extended)."""
         rows, costs, columns = [], [], []
         count = sum(len(part[0]) for part in self.lists)
         for list_rows, list_costs, list_columns, rest in self.lists:
-            # Costs above the row's least, in float64, plus one: a stored zero would be no entry.
-            weight = np.column_stack([list_costs, rest]).astype(np.float64)
+            # Relative to the row's least cost, in float64, plus one: the sparse solver drops stored zeros.
+            weight = np.column_stack([list_costs, rest]).astype(np.float64)  # (n, K+1)
             weight -= weight.min(1, keepdims=True) - 1
             rows.append(np.repeat(list_rows, weight.shape[1]))
             costs.append(weight.ravel())
@@ -64,6 +64,6 @@ class ShortLists:
         entry = np.isfinite(cost)
         graph = csr_matrix((cost[entry], (row[entry], compact[entry])), shape=(count, len(used) + count))
         matched_rows, matched = min_weight_full_bipartite_matching(graph)
-        too_short = matched >= len(used)
+        too_short = matched >= len(used)  # (N,) takes its private column
         pairs = matched_rows.astype(np.int64), used[np.where(too_short, 0, matched)].astype(np.int64)
         return pairs, matched_rows[too_short].astype(np.int64)

@@ -20,12 +20,12 @@ from models.structures import BoxDistance, Target, is_metric
 
 FOCAL_EPS = 1e-12
 BLOCK_ELEMENTS = {"cpu": 240_000, "cuda": 2**24}
-"""Costs computed at once, per device type; about ten tensors of so many float32 exist for a moment, on CPUs in every
-thread. There, larger blocks leave the cache, and smaller ones are slower by what every operation costs by itself."""
+"""Costs per block and device type; peak memory is about ten float32 tensors of this size, on CPUs in every thread.
+There, larger blocks exceed the cache and smaller ones are dominated by the overhead of each operation."""
 GROUP = 8
-"""Objects near one another that share the bounds of their costs: more loosen them"""
+"""Neighbouring objects that share bounds of their costs; larger groups have looser bounds"""
 CANDIDATES = 16
-"""One in so many queries, chosen by the bounds, has its costs with a group computed; at least four lists' length"""
+"""For a group, 1 in 16 queries has its costs computed, those of least bound; at least four times the list length"""
 
 
 def softmax_class_cost(logits: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def focal_class_cost(logits: Tensor, *, alpha: float, gamma: float) -> Tensor:
 
 
 class Predictions(NamedTuple):
-    """What the costs of m predictions depend on, one row per class or coordinate: each is contiguous in memory."""
+    """Cost terms of m predictions; one contiguous row per class or coordinate."""
 
     class_costs: Tensor
     """(K, m), weighted"""
@@ -59,12 +59,12 @@ class Predictions(NamedTuple):
         return [Predictions(*parts) for parts in zip(*(table.split(step, dim=1) for table in self), strict=True)]
 
     def select(self, places: Tensor) -> "Predictions":
-        """(n,) -> those at these places."""
+        """(n,) indices -> these predictions."""
         return Predictions(*(table.index_select(1, places) for table in self))
 
 
 class Objects(NamedTuple):
-    """What the costs of n objects depend on."""
+    """Cost terms of n objects."""
 
     labels: Tensor
     """(n,)"""
@@ -74,7 +74,7 @@ class Objects(NamedTuple):
     """(n, 4) xyxy"""
 
     def select(self, rows: Tensor) -> "Objects":
-        """(m,) -> those of these rows."""
+        """(m,) rows -> these objects."""
         return Objects(*(table[rows] for table in self))
 
 
@@ -91,7 +91,7 @@ class MatchingCost:
     gamma: float
     """Of the focal cost"""
     box_distance: BoxDistance
-    """The seam shared with the loss"""
+    """The same object as in the loss"""
 
     def of_classes(self, logits: Tensor) -> Tensor:
         """(..., K) -> (..., K), weighted."""
@@ -101,8 +101,8 @@ class MatchingCost:
 
     def of_pairs(self, predictions: Predictions, objects: Objects) -> Tensor:
         """m, n -> (n, m)."""
-        cost = predictions.class_costs.index_select(0, objects.labels)
-        cost += self.box_distance.pairwise(predictions.boxes.T, objects.boxes).T * self.box_weight
+        cost = predictions.class_costs.index_select(0, objects.labels)  # (n, m)
+        cost += self.box_distance.pairwise(predictions.boxes.T, objects.boxes).T * self.box_weight  # (m, n).T
         cost -= generalized_iou(predictions.pixels.T, objects.pixels[:, None]) * self.giou_weight
         return cost
 
@@ -114,35 +114,35 @@ class MatchingCost:
     def bounds(self, predictions: Predictions, group: Objects) -> Tensor:
         """m, n -> (m,): of each prediction, never above its cost with one of the objects as `of_pairs` computes it.
 
-        It is the same sum, in the same order as rounding is monotonic, of bounds of its terms: the least class cost,
-        and by the triangle inequality the distance from the middle object less that object's from the farthest. Only
-        where `has_bounds`.
+        The sum of the bounds of its terms, in the same order because rounding is monotonic: the least class cost of the
+        group, and by the triangle inequality the distance to the mean box minus the group's radius. Only if
+        `has_bounds`.
         """
-        middle = group.boxes.mean(0, keepdim=True)
-        radius = self.box_distance.pairwise(middle, group.boxes).amax()
-        distance = self.box_distance.pairwise(predictions.boxes.T, middle)[:, 0]
+        middle = group.boxes.mean(0, keepdim=True)  # (1, 4)
+        radius = self.box_distance.pairwise(middle, group.boxes).amax()  # ()
+        distance = self.box_distance.pairwise(predictions.boxes.T, middle)[:, 0]  # (m,)
         distance = distance * (1 - BOUND_SLACK) - (radius + BOUND_SLACK) * (1 + BOUND_SLACK)
-        bound = predictions.class_costs.index_select(0, group.labels.unique()).amin(0)
+        bound = predictions.class_costs.index_select(0, group.labels.unique()).amin(0)  # (m,)
         bound += distance.clamp(min=0) * self.box_weight
         bound -= generalized_iou_bound(predictions.pixels.T, group.pixels) * self.giou_weight
         return bound
 
 
 class Cheapest(NamedTuple):
-    """The cheapest queries of n objects among those that were looked at: K each, ascending."""
+    """The K cheapest queries of n objects among the computed ones, ascending."""
 
     costs: Tensor
     """(n, K)"""
     queries: Tensor
     """(n, K) int32"""
     rest: Tensor
-    """(n,) at most the cost of any other query; infinite where none can be needed"""
+    """(n,) lower bound of the cost of any other query; infinite if none can be needed"""
     total: Tensor
-    """() a sum that is finite only if every cost is"""
+    """() a sum that is finite only if every cost is finite"""
 
 
 class ImageCosts:
-    """Costs of the objects of one image with the predictions of one or more layers; computed when asked for.
+    """Costs of the objects of one image with the predictions of one or more layers, computed on demand.
 
     logits    (layers, Q, K)
     boxes     (layers, Q, 4)  cxcywh in [0, 1]
@@ -158,12 +158,12 @@ class ImageCosts:
         self.device = labels.device
         self.layers, self.queries = boxes.shape[:2]
         factor = size_factor(target.size, boxes)
-        pixels = cxcywh_to_xyxy(boxes.flatten(0, 1).float()) * factor
-        class_costs = cost.of_classes(logits.float()).flatten(0, 1)
+        pixels = cxcywh_to_xyxy(boxes.flatten(0, 1).float()) * factor  # (layers*Q, 4)
+        class_costs = cost.of_classes(logits.float()).flatten(0, 1)  # (layers*Q, K)
         tables = class_costs, xyxy_to_cxcywh(pixels) / factor, pixels
-        self.predictions = Predictions(*(table.T.contiguous() for table in tables))  # the layers one after the other
+        self.predictions = Predictions(*(table.T.contiguous() for table in tables))  # (K | 4, layers*Q)
         self.objects = Objects(labels, xyxy_to_cxcywh(target.boxes_xyxy) / factor, target.boxes_xyxy)
-        self._every_row = torch.arange(len(labels), device=labels.device)
+        self._every_row = torch.arange(len(labels), device=labels.device)  # (N,)
 
     def __len__(self) -> int:
         """Objects."""
@@ -181,11 +181,11 @@ class ImageCosts:
         return torch.cat(parts, dim=1).view(len(rows), self.layers, self.queries)
 
     def whole(self, threads: Executor) -> tuple[Tensor, Tensor]:
-        """(layers, N, Q) costs, and their sum: one that is not finite tells that some cost is not."""
+        """(layers, N, Q) costs, and their sum, which is finite only if every cost is."""
         costs = self.predictions.class_costs.new_empty(self.layers, len(self), self.queries)
 
         def fill(rows: slice) -> Tensor:
-            block = self.of(self._every_row[rows])
+            block = self.of(self._every_row[rows])  # (rows, layers, Q)
             costs[:, rows] = block.transpose(0, 1)
             return block.sum()
 
@@ -197,8 +197,8 @@ class ImageCosts:
         """Of a single layer: the cheapest queries of some objects, length < Q."""
 
         def find(part: Tensor) -> Cheapest:
-            block = self.of(part)[:, 0]
-            found = block.topk(length + 1, dim=1, largest=False)
+            block = self.of(part)[:, 0]  # (n, Q)
+            found = block.topk(length + 1, dim=1, largest=False)  # (n, K+1)
             rest = found.values[:, -1] if length < len(self) else block.new_full((len(part),), torch.inf)
             return Cheapest(found.values[:, :-1], found.indices[:, :-1].int(), rest, block.sum())
 
@@ -207,8 +207,8 @@ class ImageCosts:
     def cheap(self, length: int, threads: Executor) -> Cheapest:
         """Of a single layer: cheap queries of all objects, most of them the cheapest, length < Q.
 
-        Objects near one another share bounds of their costs, and only the queries of the least bounds have their costs
-        computed. Not so on GPUs, where all costs take less time than the many small kernels would, nor without bounds.
+        Neighbouring objects share bounds of their costs; costs are computed for the queries of the least bounds only.
+        On GPUs, and without bounds, all costs are computed: there they take less time than many small kernels.
         """
         if self.device.type != "cpu" or not self.cost.has_bounds:
             return self.cheapest(self._every_row, length, threads)
@@ -216,11 +216,12 @@ class ImageCosts:
 
         def find(rows: Tensor) -> Cheapest:
             group = self.objects.select(rows)
-            bounds = torch.cat([self.cost.bounds(part, group) for part in self.predictions.split(self._block())])
-            least, queries = bounds.topk(candidates, largest=False, sorted=False)
-            costs = self.cost.of_pairs(self.predictions.select(queries), group)
-            found = costs.topk(length + 1, largest=False)
-            rest = torch.minimum(found.values[:, -1], least.amax())
+            parts = self.predictions.split(self._block())
+            bounds = torch.cat([self.cost.bounds(part, group) for part in parts])  # (Q,)
+            least, queries = bounds.topk(candidates, largest=False, sorted=False)  # (candidates,)
+            costs = self.cost.of_pairs(self.predictions.select(queries), group)  # (n, candidates)
+            found = costs.topk(length + 1, largest=False)  # (n, K+1)
+            rest = torch.minimum(found.values[:, -1], least.amax())  # (n,)
             places = queries[found.indices[:, :-1]].int()
             return Cheapest(found.values[:, :-1], places, rest, bounds.sum() + costs.sum())
 
@@ -230,7 +231,7 @@ class ImageCosts:
         return Cheapest(costs[back], queries[back], rest[back], total)
 
     def _run(self, work: Callable[[Any], Any], parts: Sequence[Any], threads: Executor) -> list[Any]:
-        """The work on all parts: shared among the threads on a CPU, one after the other on a GPU."""
+        """Map the work over all parts: in the threads on a CPU, one by one on a GPU."""
         without_gradient = torch.no_grad()(work)  # a thread has its own gradient mode
         return list((threads.map if self.device.type == "cpu" else map)(without_gradient, parts))
 
@@ -248,7 +249,7 @@ def _join(parts: Sequence[Cheapest]) -> Cheapest:
 
 
 def _neighbours(points: Tensor) -> Tensor:
-    """(N, 2) in [0, 1] -> (N,) an order in which near ones follow one another: down one strip and up the next."""
+    """(N, 2) in [0, 1] -> (N,) an order that keeps neighbours together: down one vertical strip and up the next."""
     strips = max(1, round((len(points) / GROUP) ** 0.5))
     strip = points[:, 0].argsort().argsort() * strips // len(points)
     along = torch.where(strip % 2 == 0, points[:, 1], -points[:, 1])

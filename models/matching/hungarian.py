@@ -1,4 +1,4 @@
-"""Hungarian matching of predictions with objects: all layers and images of a step, with one wait for the device."""
+"""Hungarian matching of predictions with objects: all layers and images of a step, with one device synchronisation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -18,13 +18,13 @@ from models.matching.cost import ImageCosts, MatchingCost
 from models.structures import Target
 
 REDUCE_ABOVE = 2**20
-"""Costs of an image and layer from which short lists are tried: below, the whole matrix is solved as fast"""
+"""Size of a layer's cost matrix from which short lists are tried; smaller ones are solved whole as fast"""
 REDUCE_RATIO = 4
-"""Predictions per object from which short lists are tried: among fewer, objects compete for the same ones"""
+"""Predictions per object from which short lists are tried: with fewer, objects compete for the same ones"""
 LIST_LENGTH = 16
 """First length of the short lists"""
 LIST_GROWTH = 4
-"""Factor of the lists that prove too short"""
+"""Growth factor of lists that are too short"""
 
 
 class NonFiniteCostError(FloatingPointError):
@@ -49,7 +49,7 @@ class MatchedPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class HungarianMatcher:
-    """What to match by: exact one-to-one assignment of least total cost."""
+    """Settings of the exact one-to-one assignment of least total cost."""
 
     cost: MatchingCost
     drop_off_centre: bool
@@ -59,7 +59,7 @@ class HungarianMatcher:
 
 @dataclass(frozen=True)
 class MatchRequest:
-    """Predictions to be matched; padding rows behind the first `counts` of an image are never matched."""
+    """Predictions to match; padding rows behind the first `counts` of an image are never matched."""
 
     matcher: HungarianMatcher
     logits: Tensor
@@ -92,29 +92,29 @@ class MatchRequest:
 def match(requests: Sequence[MatchRequest]) -> list[MatchedPairs]:
     """The matches of every request.
 
-    The device is waited for once, and again only where short lists prove too short. The processes of a distributed
-    run call it alike: they agree on whether a cost is not finite. Raises NonFiniteCostError, on all of them.
+    Synchronises with the device once, and once more for each extension of short lists. All ranks of a process group
+    must call it together. Raises NonFiniteCostError, on all ranks if a cost is NaN or infinite on one.
     """
     problems = [problem for request in requests for problem in request.problems()]
     with _threads() as threads:
-        asked = [problem.ask(threads) for problem in problems]
+        requested = [problem.request_costs(threads) for problem in problems]
         state = _finiteness(problems, requests[0].logits.device)
-        (host_state,), *answers = _fetch([[state], *asked])
+        (host_state,), *answers = _fetch([[state], *requested])
         _require_finite(host_state.tolist(), problems)
         waiting = problems
         while waiting:
             for problem, answer in zip(waiting, answers, strict=True):
                 problem.start([tensor.numpy() for tensor in answer], threads)
             waiting = [problem for problem in waiting if not problem.finish()]
-            answers = _fetch([problem.ask(threads) for problem in waiting]) if waiting else []
+            answers = _fetch([problem.request_costs(threads) for problem in waiting]) if waiting else []
     return [_collect(request, [problem for problem in problems if problem.request is request]) for request in requests]
 
 
 @contextmanager
 def _threads() -> Iterator[Executor]:
-    """As many threads as torch may use, each of which has it use one: torch and scipy's dense solver release the GIL.
+    """A pool of torch.get_num_threads() threads with one torch thread each; torch and scipy's solver release the GIL.
 
-    The number is set for the thread that sets it and for those that do not exist yet, which get it back at the end.
+    set_num_threads in a worker also sets the default of threads that start later, so it is restored at the end.
     """
     count = torch.get_num_threads()
     try:
@@ -125,7 +125,7 @@ def _threads() -> Iterator[Executor]:
 
 
 class _Problem(ABC):
-    """The assignments of one image in some layers: what the host must be told, and their solution there."""
+    """The assignments of one image in some layers: costs from the device, solved on the host."""
 
     def __init__(self, request: MatchRequest, image: int, layers: range, costs: ImageCosts) -> None:
         self.request = request
@@ -137,19 +137,19 @@ class _Problem(ABC):
         self.pairs: list[Pairs] = []
         """Per layer: objects and queries"""
 
-    def ask(self, threads: Executor) -> list[Tensor]:
-        """Computes on the device what `start` needs on the host."""
+    def request_costs(self, threads: Executor) -> list[Tensor]:
+        """Compute on the device what `start` needs on the host."""
         geometry = [self.costs.centres(), self.costs.objects.pixels] if self.request.matcher.drop_off_centre else []
-        return [*geometry, *self._ask_costs(threads)]
+        return [*geometry, *self._compute_costs(threads)]
 
     def start(self, answer: list[NDArray[Any]], threads: Executor) -> None:
-        """Has the threads solve it."""
+        """Begin to solve it in the threads."""
         if self.request.matcher.drop_off_centre:
             self.centres, self.object_pixels, *answer = answer
         self._start(answer, threads)
 
     def finish(self) -> bool:
-        """Whether the answer was enough; otherwise `ask` again."""
+        """Whether the costs sufficed; if not, `request_costs` gives more."""
         if not self._finish():
             return False
         if self.request.matcher.drop_off_centre:
@@ -158,24 +158,24 @@ class _Problem(ABC):
         return True
 
     @abstractmethod
-    def _ask_costs(self, threads: Executor) -> list[Tensor]:
-        """Costs that the host must have, computed on the device."""
+    def _compute_costs(self, threads: Executor) -> list[Tensor]:
+        """Costs that the host needs, computed on the device."""
 
     @abstractmethod
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:
-        """Begin the assignment of what was asked for."""
+        """Begin the assignment with these costs."""
 
     @abstractmethod
     def _finish(self) -> bool:
-        """Set `pairs`; False where the costs were too few to prove the optimum."""
+        """Set `pairs`; False if the costs were too few to prove the optimum."""
 
 
 class _WholeProblem(_Problem):
     """Solved from all costs."""
 
-    def _ask_costs(self, threads: Executor) -> list[Tensor]:
+    def _compute_costs(self, threads: Executor) -> list[Tensor]:
         costs, self.total = self.costs.whole(threads)
-        return [costs]
+        return [costs]  # (layers, N, Q)
 
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:
         self.solutions = [threads.submit(assign, layer) for layer in costs[0]]
@@ -186,13 +186,13 @@ class _WholeProblem(_Problem):
 
 
 class _ReducedProblem(_Problem):
-    """Of one layer, solved from the cheapest predictions of each object; of more, where these prove too few."""
+    """A single layer, solved from the cheapest predictions of each object, and from more if these are too few."""
 
     lists: ShortLists | None = None
     length = 0
     too_short: NDArray[np.int64]
 
-    def _ask_costs(self, threads: Executor) -> list[Tensor]:
+    def _compute_costs(self, threads: Executor) -> list[Tensor]:
         objects, device = len(self.costs), self.costs.device
         self.length = min(self.length * LIST_GROWTH or LIST_LENGTH, objects)
         if self.lists is None:
@@ -201,7 +201,7 @@ class _ReducedProblem(_Problem):
         else:
             rows = torch.from_numpy(self.too_short).to(device, non_blocking=True)
             found = self.costs.cheapest(rows, self.length, threads)
-        return [found.costs, found.queries, found.rest]
+        return [found.costs, found.queries, found.rest]  # (n, K), (n, K), (n,)
 
     def _start(self, costs: list[NDArray[Any]], threads: Executor) -> None:
         if self.lists is None:
@@ -225,13 +225,13 @@ def _on_centre(pairs: Pairs, centres: NDArray[np.float32], objects: NDArray[np.f
 
 
 def _fetch(groups: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """The same groups of tensors, on the host."""
+    """Copy groups of tensors to the host together."""
     flat = iter(to_host([tensor for group in groups for tensor in group]))
     return [[next(flat) for _ in group] for group in groups]
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors on the host, after a single wait for their device."""
+    """Copies on the host, after a single synchronisation."""
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
     if tensors[0].is_cuda:
         torch.cuda.current_stream(tensors[0].device).synchronize()  # sync
@@ -239,7 +239,7 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _finiteness(problems: Sequence[_Problem], device: torch.device) -> Tensor:
-    """(1 + problems,) int32: whether a cost is not finite in any process, and in each problem of this one."""
+    """(1 + problems,) int32: whether a cost is not finite on any rank, and in each problem of this rank."""
     totals = torch.stack([torch.zeros((), device=device), *(problem.total for problem in problems)])
     bad = ~totals.isfinite()
     state = torch.cat([bad.any()[None], bad[1:]]).int()
@@ -253,7 +253,7 @@ def _require_finite(state: list[int], problems: Sequence[_Problem]) -> None:
     if not state[0]:
         return
     here = {p.request.targets[p.image].image_id for p, bad in zip(problems, state[1:], strict=True) if bad}
-    where = f"images {sorted(here)}" if here else "images of another process"
+    where = f"images {sorted(here)}" if here else "images of another rank"
     raise NonFiniteCostError(
         f"the matching cost is NaN or infinite ({where}), as the predictions are: training has diverged; lower "
         "optim.lr, set optim.clip_grad_norm, or runtime.amp: none"
@@ -261,7 +261,7 @@ def _require_finite(state: list[int], problems: Sequence[_Problem]) -> None:
 
 
 def _collect(request: MatchRequest, problems: Sequence[_Problem]) -> MatchedPairs:
-    """Uploads the pairs of one request."""
+    """Copy the pairs of one request to the device."""
     layers, images = len(request.logits), len(request.targets)
     first = np.cumsum([0, *(len(labels) for labels in request.labels)])
     positives = torch.zeros(layers, images, dtype=torch.int64)
@@ -271,7 +271,7 @@ def _collect(request: MatchRequest, problems: Sequence[_Problem]) -> MatchedPair
         objects, queries = by_place[layer, image]
         positives[layer, image] = len(objects)
         place = np.full_like(objects, layer), np.full_like(objects, image)
-        columns.append(np.stack([*place, queries, objects + first[image]]))
+        columns.append(np.stack([*place, queries, objects + first[image]]))  # (4, pairs)
     index = torch.from_numpy(np.concatenate(columns, axis=1)).to(request.logits.device, non_blocking=True)
-    layer, image, query, target = index
+    layer, image, query, target = index  # (n,) each
     return MatchedPairs(layer, image, query, target, positives)

@@ -158,7 +158,7 @@ def test_losses_and_gradients_are_the_sums_of_the_single_images(name: str) -> No
 
 
 def sums_of(case: Case, parts: Sequence[slice]) -> tuple[dict[str, float], Tensor]:
-    """Losses without normalisers, and their gradient in all parameters, summed over parts of the batch."""
+    """Losses without normalizers, and their gradient in all parameters, summed over parts of the batch."""
     criterion = build_criterion(case.config)
     parameters = [p for p in case.detector.parameters() if p.requires_grad]
     losses: dict[str, float] = {}

@@ -134,7 +134,7 @@ def _density_focal(golden: Golden, case: str) -> None:
 
 
 def _up_to_a_factor(golden: Golden, group: str, loss: Tensor, leaf: Tensor, recorded: Tensor, gradient: Tensor) -> None:
-    """The weight and the normaliser are not recorded: one factor must explain the loss and its whole gradient."""
+    """The weight and the normalizer are not recorded: one factor must explain the loss and its whole gradient."""
     factor = recorded / loss.detach()
     assert float(factor) > 0, f"{group}: {float(recorded)} recorded, {float(loss.detach())} here"
     (ours,) = torch.autograd.grad(loss, leaf)

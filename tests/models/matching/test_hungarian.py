@@ -206,7 +206,7 @@ def test_all_processes_raise_together(tmp_path: Path) -> None:
     """The second process has no object, hence no cost of its own."""
     torch.multiprocessing.spawn(_raise_alike, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     assert "(images [70])" in (tmp_path / "0").read_text()
-    assert "(images of another process)" in (tmp_path / "1").read_text()
+    assert "(images of another rank)" in (tmp_path / "1").read_text()
 
 
 class Recording(LogSizeL1):
