@@ -50,7 +50,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Report:
+class Conversion:
     """Which tensors were loaded, kept and skipped."""
 
     loaded: list[str]
@@ -197,7 +197,7 @@ def naming_of(project: str, config: Config) -> Naming:
 
 def load_detector(
     detector: nn.Module, foreign: ForeignCheckpoint, options: argparse.Namespace, config: Config, *, other_classes: bool
-) -> Report:
+) -> Conversion:
     """Raises CheckpointError with counts and the first ten names.
 
     other_classes   tensors of classes keep their initial values, even if their shapes fit
@@ -224,10 +224,10 @@ def load_detector(
         detector, state, source=str(options.file), starts=True, reset=options.reset_head, remedy="--reset-head"
     )
     names = [name for name in own if name not in loaded.initial and name not in loaded.tables]
-    return Report(loaded=names, reset=loaded.initial, skipped=skipped, tables=loaded.describe_tables())
+    return Conversion(loaded=names, reset=loaded.initial, skipped=skipped, tables=loaded.describe_tables())
 
 
-def load_backbone(detector: nn.Module, path: Path, config: Config) -> Report:
+def load_backbone(detector: nn.Module, path: Path, config: Config) -> Conversion:
     """Load a backbone like model.backbone.weights does. Raises WeightsError."""
     backbone = detector.backbone
     assert isinstance(backbone, nn.Module)
@@ -236,7 +236,7 @@ def load_backbone(detector: nn.Module, path: Path, config: Config) -> Report:
     if bad:
         raise CheckpointError(f"{path}: NaN or infinite values in {len(bad)} tensors; first: {_first(bad)}")
     names = list(detector.state_dict())
-    return Report(
+    return Conversion(
         loaded=[name for name in names if name.startswith("backbone.")],
         reset=[name for name in names if not name.startswith("backbone.")],
     )

@@ -5,15 +5,16 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+from datasets.findings import Findings, Severity
 from engine.memory import peak_memory_mb
 from engine.step_errors import NonFiniteLossError, memory_explained
 from engine.train import Criterion, TrainingBatch, autocast
@@ -21,39 +22,21 @@ from engine.wording import counted
 
 RECORD = "check.jsonl"
 SHOWN = 20
-HEADINGS = {"error": "errors", "warning": "warnings", "skipped": "left out", "fixed": "mended in memory"}
+HEADINGS: dict[Severity, str] = {
+    "error": "errors",
+    "warning": "warnings",
+    "skipped": "skipped",
+    "fixed": "fixed in memory",
+}
 """In the order of the closing list"""
-SINGULAR = {"error": "error", "warning": "warning"}
-
-
-class Finding(Protocol):
-    """One thing, or `count` things of a kind, that a part of the check found."""
-
-    @property
-    def severity(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def message(self) -> str: ...
-    @property
-    def count(self) -> int: ...
-
-
-class Findings(Protocol):
-    """What a part found; beyond a limit findings are counted, not kept."""
-
-    @property
-    def kept(self) -> Sequence[Finding]: ...
-    @property
-    def hints(self) -> Iterable[str]: ...
-    def counts(self, severity: Any) -> dict[str, int]: ...
+SINGULAR: dict[Severity, str] = {"error": "error", "warning": "warning"}
 
 
 @dataclass(frozen=True)
 class Problem:
     """A line of check.jsonl."""
 
-    severity: str
+    severity: Severity
     part: str
     reason: str
     message: str
@@ -85,7 +68,7 @@ class Preflight:
         self._folder, self._codes, self._finding_code = folder, codes, finding_code
         self._problems: list[Problem] = []
         self._hints: dict[str, None] = {}
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[Severity, str]] = Counter()
         self._parts: list[dict[str, Any]] = []
         self._start = time.monotonic()
 
@@ -105,7 +88,7 @@ class Preflight:
             self._add(Problem("error", name, reason, str(error), 1, code))
         if findings is not None:
             self._take(name, findings)
-        new: Counter[str] = Counter()
+        new: Counter[Severity] = Counter()
         for (severity, _), count in (self._counts - before).items():
             new[severity] += count
         seconds = time.monotonic() - start
@@ -139,7 +122,7 @@ class Preflight:
         self._problems.append(problem)
         self._counts[problem.severity, problem.reason] += problem.count
 
-    def _show(self, severity: str) -> None:
+    def _show(self, severity: Severity) -> None:
         """Reason by reason, its total and its first lines: SHOWN in all, at least one of each reason."""
         reasons = [reason for kind, reason in self._counts if kind == severity]
         if not reasons:
@@ -175,7 +158,7 @@ class Preflight:
             self._add(Problem("error", "run folder", "not_writable", message, 1, 2))
 
 
-def _found(severity: str, count: int) -> str:
+def _found(severity: Severity, count: int) -> str:
     return counted(count, SINGULAR.get(severity, HEADINGS[severity]), HEADINGS[severity])
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.structures import GroundTruth
 from engine.distributed.processes import Processes
-from engine.evaluation.evaluate import Evaluation, ImagePrediction, ObjectRecord
+from engine.evaluation.evaluate import Evaluation, ImagePrediction
 from engine.evaluation.gallery import Picture, draw_gallery
 from engine.evaluation.report import Report, format_report, report_record
 from engine.logger import RunLogger, naming
@@ -17,7 +18,7 @@ from engine.logger import RunLogger, naming
 def show_evaluation(
     evaluation: Evaluation,
     *,
-    objects: Sequence[ObjectRecord],
+    objects: Sequence[GroundTruth],
     class_names: Sequence[str],
     read_image: Callable[[int], Image.Image],
     score_threshold: float,
@@ -69,7 +70,7 @@ def gallery_indices(objects_per_image: np.ndarray, wanted: int, processes: Proce
     return [by_count[round(i * (len(by_count) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
 
 
-def _picture(found: ImagePrediction, truth: ObjectRecord, image: Image.Image) -> Picture:
+def _picture(found: ImagePrediction, truth: GroundTruth, image: Image.Image) -> Picture:
     boxes = truth.boxes[~truth.crowd]
     return Picture(
         image_id=found.image_id,

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.evaluation.evaluate import GatheredPredictions, ObjectRecord, image_records, object_counts
+from datasets.structures import GroundTruth
+from engine.evaluation.evaluate import GatheredPredictions, image_records, object_counts
 from engine.evaluation.report import format_number, format_percent, format_table
-from engine.metrics.average_precision import Protocol, evaluate
+from engine.metrics.average_precision import EvaluationProtocol, detection_metrics
 from engine.metrics.counting import COUNT_BINS, count_metrics
 
 
@@ -25,7 +26,7 @@ class BinResult:
 
 
 def evaluate_by_count(
-    found: GatheredPredictions, objects: Sequence[ObjectRecord], *, num_classes: int, protocol: Protocol
+    found: GatheredPredictions, objects: Sequence[GroundTruth], *, num_classes: int, protocol: EvaluationProtocol
 ) -> dict[str, BinResult]:
     """Results of all images under "all", then of every bin of COUNT_BINS."""
     counts = object_counts(found, objects)
@@ -35,7 +36,7 @@ def evaluate_by_count(
     results = {}
     for name, (low, high) in {"all": (0, math.inf), **COUNT_BINS}.items():
         chosen = [record for record in records if low <= count_of[record.image_id] <= high]
-        summary = evaluate(chosen, num_classes=num_classes, protocol=protocol).summary()
+        summary = detection_metrics(chosen, num_classes=num_classes, protocol=protocol).summary()
         suffix = "" if name == "all" else f"_{name}"
         results[name] = BinResult(
             images=len(chosen),

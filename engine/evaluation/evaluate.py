@@ -3,34 +3,19 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.structures import GroundTruth
 from engine.distributed.processes import Processes, gather_rows
 from engine.memory import peak_memory_mb
-from engine.metrics.average_precision import DetectionMetrics, ImageRecord, evaluate
-from engine.metrics.average_precision import Protocol as MetricProtocol
+from engine.metrics.average_precision import DetectionMetrics, EvaluationProtocol, ImageRecord, detection_metrics
 from engine.metrics.counting import count_metrics
 from engine.step_errors import NonFiniteLossError
 from engine.train import TrainingBatch, autocast
-
-
-class ObjectRecord(Protocol):
-    """The objects of one image as its annotation file has them; boxes (N, 4) xywh px."""
-
-    @property
-    def image_id(self) -> int: ...
-    @property
-    def boxes(self) -> np.ndarray: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def areas(self) -> np.ndarray: ...
-    @property
-    def crowd(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -129,10 +114,10 @@ def predict_batches(
 
 def evaluate_detector(
     predictions: Iterable[tuple[list[ImagePrediction], float]],
-    objects: Iterable[ObjectRecord],
+    objects: Iterable[GroundTruth],
     *,
     num_classes: int,
-    protocol: MetricProtocol,
+    protocol: EvaluationProtocol,
     processes: Processes,
     picture_ids: frozenset[int] = frozenset(),
 ) -> Evaluation:
@@ -146,7 +131,7 @@ def evaluate_detector(
     records = list(objects)
     counts = count_metrics(found.predicted_counts, found.num_queries, object_counts(found, records))
     return Evaluation(
-        metrics=evaluate(image_records(found, records), num_classes=num_classes, protocol=protocol),
+        metrics=detection_metrics(image_records(found, records), num_classes=num_classes, protocol=protocol),
         counts=counts,
         seconds_per_image=found.seconds_per_image,
         peak_memory_mb=peak_memory_mb(processes.device),
@@ -189,7 +174,7 @@ def gather_predictions(
     )
 
 
-def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> Iterator[ImageRecord]:
+def image_records(found: GatheredPredictions, objects: Sequence[GroundTruth]) -> Iterator[ImageRecord]:
     """Detections and objects side by side, image by image; each image must be among the predicted.
 
     Raises NonFiniteLossError, on all processes alike.
@@ -216,7 +201,7 @@ def image_records(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -
         )
 
 
-def object_counts(found: GatheredPredictions, objects: Sequence[ObjectRecord]) -> np.ndarray:
+def object_counts(found: GatheredPredictions, objects: Sequence[GroundTruth]) -> np.ndarray:
     """(I,) annotated objects in the order of `found`, crowd regions left out.
 
     Raises ValueError unless every image was predicted exactly once.

@@ -13,21 +13,21 @@ from engine.metrics.matching import (
     FALSE_POSITIVE,
     IGNORED,
     TRUE_POSITIVE,
-    Matches,
+    DetectionMatches,
     join_matches,
     match_image,
 )
-from engine.metrics.protocols import AITOD, COCO, Protocol, get_protocol
+from engine.metrics.protocols import AITOD, COCO, EvaluationProtocol, get_protocol
 from engine.metrics.records import FloatArray, ImageRecord, IntArray, records_from_coco
 
 __all__ = [
     "AITOD",
     "COCO",
     "DetectionMetrics",
+    "EvaluationProtocol",
     "ImageRecord",
     "OptimalLRP",
-    "Protocol",
-    "evaluate",
+    "detection_metrics",
     "get_protocol",
     "records_from_coco",
 ]
@@ -55,12 +55,12 @@ class OptimalLRP:
 
 @dataclass(frozen=True, eq=False)
 class DetectionMetrics:
-    """Result of `evaluate`: T IoU thresholds, R recall thresholds, K classes, A areas, M detection limits.
+    """Result of `detection_metrics`: T IoU thresholds, R recall thresholds, K classes, A areas, M detection limits.
 
     -1 stands where a class has no object of that area, and drops out of every mean.
     """
 
-    protocol: Protocol
+    protocol: EvaluationProtocol
     precision: FloatArray
     """(T, R, K, A, M) made monotone; 0 beyond the last recall reached."""
     recall: FloatArray
@@ -107,8 +107,8 @@ class DetectionMetrics:
         return np.isclose(self.protocol.iou_thresholds, iou_threshold)
 
 
-def evaluate(
-    records: Iterable[ImageRecord], num_classes: int, protocol: Protocol, class_agnostic: bool = False
+def detection_metrics(
+    records: Iterable[ImageRecord], num_classes: int, protocol: EvaluationProtocol, class_agnostic: bool = False
 ) -> DetectionMetrics:
     """Match every image once and accumulate, whatever their order, in that of the image ids.
 
@@ -117,7 +117,7 @@ def evaluate(
 
     Raises ValueError for an image id that occurs twice and for labels outside 0..num_classes-1.
     """
-    matched: dict[int, Matches] = {}
+    matched: dict[int, DetectionMatches] = {}
     for record in records:
         if record.image_id in matched:
             raise ValueError(
@@ -143,7 +143,7 @@ def evaluate(
     return _accumulate(matches, 1 if class_agnostic else num_classes, protocol)
 
 
-def _accumulate(matches: Matches | None, num_classes: int, protocol: Protocol) -> DetectionMetrics:
+def _accumulate(matches: DetectionMatches | None, num_classes: int, protocol: EvaluationProtocol) -> DetectionMetrics:
     num_ious, recalls = len(protocol.iou_thresholds), np.array(protocol.recall_thresholds)
     shape = (num_classes, len(protocol.areas), len(protocol.max_detections))
     precision, scores = np.full((2, num_ious, len(recalls), *shape), -1.0)
@@ -189,7 +189,7 @@ class _Curve:
         return hits, np.cumsum(states == FALSE_POSITIVE, dtype=np.float64) + self.background
 
 
-def _trace(matches: Matches, listed: IntArray, area: int) -> _Curve:
+def _trace(matches: DetectionMatches, listed: IntArray, area: int) -> _Curve:
     """The detections `listed` at the first of them and at every candidate.
 
     The places between cannot matter: without a true positive no recall level is reached and no error falls.

@@ -25,7 +25,7 @@ _OVERLAPS_PER_BLOCK = 1 << 18  # keeps the dense overlap test of a crowded image
 
 
 @dataclass(frozen=True, eq=False)
-class Matches:
+class DetectionMatches:
     """Matched detections of one image or, joined, of many.
 
     D detections, C of them candidates, K classes, A areas, T IoU thresholds. Within an image the detections stand
@@ -67,7 +67,7 @@ def match_image(
     area_bounds: FloatArray,
     max_detections: int,
     class_agnostic: bool,
-) -> Matches:
+) -> DetectionMatches:
     """Match one image.
 
     num_classes      K; with class_agnostic every label is read as 0 and K must be 1
@@ -96,7 +96,7 @@ def match_image(
     column[candidates] = np.arange(len(candidates))
     matched = _match_greedily(pairs, pair_column, len(candidates), crowd, ignored, iou_thresholds)
     counted = [np.bincount(gt_labels[~row], minlength=num_classes) for row in ignored]
-    return Matches(
+    return DetectionMatches(
         labels=labels.astype(np.int32),
         scores=record.scores[order],
         ranks=ranks.astype(np.int32),
@@ -198,11 +198,11 @@ def _match_greedily(
     return matched
 
 
-def join_matches(parts: list[Matches]) -> Matches:
-    """Matches of many images as one, in the order given; at least one part."""
+def join_matches(parts: list[DetectionMatches]) -> DetectionMatches:
+    """DetectionMatches of many images as one, in the order given; at least one part."""
     offsets = np.cumsum([0] + [part.ious.shape[1] for part in parts[:-1]], dtype=np.int32)
     columns = [np.where(p.column < 0, p.column, p.column + offset) for p, offset in zip(parts, offsets, strict=True)]
-    return Matches(
+    return DetectionMatches(
         labels=np.concatenate([part.labels for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
         ranks=np.concatenate([part.ranks for part in parts]),

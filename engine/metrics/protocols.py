@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """What is counted and what is reported. Raises ValueError for lists that are empty or do not ascend."""
 
     name: str
@@ -40,7 +40,7 @@ class Protocol:
             raise ValueError("areas is empty; name at least one range, such as {'all': (0, 1e10)}")
 
 
-AITOD = Protocol(
+AITOD = EvaluationProtocol(
     name="aitod",
     areas={
         "all": (0, 1e10),
@@ -54,7 +54,7 @@ AITOD = Protocol(
     reports_lrp=True,
 )
 
-COCO = Protocol(
+COCO = EvaluationProtocol(
     name="coco",
     areas={"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)},
     max_detections=(1, 10, 100),
@@ -63,7 +63,7 @@ COCO = Protocol(
 )
 
 
-def get_protocol(name: str, max_detections: int | None = None) -> Protocol:
+def get_protocol(name: str, max_detections: int | None = None) -> EvaluationProtocol:
     """The protocol of that name; max_detections replaces its last limit and drops those at or above it.
 
     COCO with 500 is what is commonly reported on VisDrone. Raises ValueError for an unknown name.

@@ -11,7 +11,6 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,24 +18,14 @@ import torch
 from pycocotools.coco import COCO as CocoIndex
 from pycocotools.cocoeval import COCOeval
 
+from datasets.structures import GroundTruth
 from engine.distributed.processes import Processes
 from engine.evaluation.evaluate import ImagePrediction, gather_predictions, image_records
-from engine.metrics.average_precision import AITOD, DetectionMetrics, ImageRecord, evaluate
+from engine.metrics.average_precision import AITOD, DetectionMetrics, ImageRecord, detection_metrics
 from scripts.benchmarks.harness import Cell, Table, median, peak_resident_mebibytes, seconds_alternately
 
 CLASS_SHARES = (0.01, 0.01, 0.03, 0.05, 0.01, 0.8, 0.08, 0.01)
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-
-
-@dataclass(frozen=True, eq=False)
-class Objects:
-    """The objects of one image, as an annotation file has them."""
-
-    image_id: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +41,16 @@ def measure(options: argparse.Namespace) -> list[Table]:
     ]
 
 
-def make_objects(image_id: int) -> Objects:
+def make_objects(image_id: int) -> GroundTruth:
     """A function of the id alone."""
     rng = np.random.default_rng((1, image_id))
     count = min(int(rng.lognormal(2.2, 1.4)) + 1, 2000)
     boxes = _boxes(rng, count)
     labels = rng.choice(len(CLASS_SHARES), count, p=CLASS_SHARES)
-    return Objects(image_id, boxes, labels, boxes[:, 2] * boxes[:, 3], np.zeros(count, dtype=bool))
+    return GroundTruth(image_id, boxes, labels, boxes[:, 2] * boxes[:, 3], np.zeros(count, dtype=bool))
 
 
-def make_prediction(objects: Objects, *, detections: int) -> ImagePrediction:
+def make_prediction(objects: GroundTruth, *, detections: int) -> ImagePrediction:
     rng = np.random.default_rng((2, objects.image_id))
     near = detections * 6 // 10
     source = rng.integers(0, len(objects.boxes), near)
@@ -109,7 +98,7 @@ def _scale_row(images: int, detections: int) -> dict[str, Cell]:
         start = time.process_time()
         found = gather_predictions(predictions(), processes=ALONE)
         middle = time.process_time()
-        evaluate(image_records(found, objects), num_classes=len(CLASS_SHARES), protocol=AITOD)
+        detection_metrics(image_records(found, objects), num_classes=len(CLASS_SHARES), protocol=AITOD)
         seconds.extend([middle - start - making, time.process_time() - middle])
 
     peak = peak_resident_mebibytes(work)
@@ -130,7 +119,7 @@ def _comparison_rows(images: int, detections: int, repeats: int) -> Iterator[dic
     results: dict[str, Any] = {}
 
     def ours() -> None:
-        results["here"] = evaluate(records, len(CLASS_SHARES), AITOD)
+        results["here"] = detection_metrics(records, len(CLASS_SHARES), AITOD)
 
     def theirs() -> None:
         results["pycocotools"] = coco_eval(records).eval

@@ -95,7 +95,7 @@ def empty_file(bench: Bench) -> list[str]:
     return bench.check()
 
 
-def empty_file_left_out(bench: Bench) -> list[str]:
+def empty_file_skipped(bench: Bench) -> list[str]:
     return [*empty_file(bench), "--set", "data.on_bad_image=skip"]
 
 

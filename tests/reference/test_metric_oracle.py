@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.metrics.average_precision import AITOD, DetectionMetrics, Protocol, evaluate, records_from_coco
+from engine.metrics.average_precision import (
+    AITOD,
+    DetectionMetrics,
+    EvaluationProtocol,
+    detection_metrics,
+    records_from_coco,
+)
 
 FOLDER = Path(os.environ.get("D3Q_EVAL_ORACLE", Path(__file__).parents[1] / "data" / "eval"))
 TOLERANCE = 1e-12
@@ -38,7 +44,7 @@ def coco() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def protocol(expected) -> Protocol:
+def protocol(expected) -> EvaluationProtocol:
     """AI-TOD's, with the limits and areas that the file states, if any."""
     stated = expected.get("protocol")
     if stated is None:
@@ -50,7 +56,7 @@ def protocol(expected) -> Protocol:
 @pytest.fixture(scope="module")
 def full(coco, protocol) -> DetectionMetrics:
     records, category_ids = records_from_coco(*coco)
-    return evaluate(records, len(category_ids), protocol)
+    return detection_metrics(records, len(category_ids), protocol)
 
 
 def assert_same_table(measured: dict[str, float], wanted: dict[str, Any]) -> None:
@@ -109,5 +115,5 @@ def test_variants_on_the_lite_images(section, expected, coco, protocol):
         protocol = replace(protocol, iou_thresholds=(0.25, *protocol.iou_thresholds))
     records, category_ids = records_from_coco(*coco, image_ids=expected["lite_image_ids"])
     class_agnostic = section == "lite_class_agnostic"
-    metrics = evaluate(records, len(category_ids), protocol, class_agnostic=class_agnostic)
+    metrics = detection_metrics(records, len(category_ids), protocol, class_agnostic=class_agnostic)
     assert_same_table(metrics.summary(), expected[section])

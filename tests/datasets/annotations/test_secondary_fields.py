@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from datasets.annotations.json_stream import as_flag, as_integer, as_number
 from datasets.coco import CocoDetection
-from engine.metrics.average_precision import COCO, evaluate
+from engine.metrics.average_precision import COCO, detection_metrics
 from engine.metrics.records import ImageRecord
 
 Open = Callable[..., CocoDetection]
@@ -102,7 +102,7 @@ def test_zero_areas_are_the_only_difference_to_pycocotools(open_dataset: Open, d
     summaries = {}
     for recompute in (False, True):
         dataset = open_dataset(document, training=False, recompute_area=recompute)
-        summaries[recompute] = list(evaluate(records(dataset, found), 3, COCO).summary().values())[:6]
+        summaries[recompute] = list(detection_metrics(records(dataset, found), 3, COCO).summary().values())[:6]
     np.testing.assert_allclose(summaries[False], official.stats[:6], rtol=0, atol=1e-12)
     assert summaries[True] != summaries[False]
 

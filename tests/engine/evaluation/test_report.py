@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.evaluation.report import WIDTH, Report, format_report, report_record
-from engine.metrics.average_precision import ImageRecord, evaluate, get_protocol
+from engine.metrics.average_precision import ImageRecord, detection_metrics, get_protocol
 from engine.metrics.counting import count_metrics
 
 NAMES = ["vehicle", "a-class-with-a-very-long-name-that-would-stretch-the-table-beyond-its-width", "wind-mill"]
@@ -32,7 +32,7 @@ def report(protocol: str = "aitod", estimates: list[float] | None = None) -> Rep
     tiny = [[10.0, 10.0, 6.0, 6.0], [50.0, 50.0, 6.0, 6.0]]
     records = [record(1, tiny, tiny, 0), record(2, [[5.0, 5.0, 12.0, 12.0]], [], 1)]
     return Report(
-        metrics=evaluate(records, len(NAMES), get_protocol(protocol)),
+        metrics=detection_metrics(records, len(NAMES), get_protocol(protocol)),
         class_names=NAMES,
         objects_per_class=np.array([2, 1, 0]),
         counts=count_metrics(estimates, [300, 300], [2, 1]),
@@ -99,7 +99,7 @@ def test_the_record_is_valid_json_in_shares():
 
 def test_unknown_time_and_no_images():
     nothing = Report(
-        metrics=evaluate([], 1, get_protocol("aitod")),
+        metrics=detection_metrics([], 1, get_protocol("aitod")),
         class_names=["ship"],
         objects_per_class=[0],
         counts=count_metrics([], [], []),

@@ -14,14 +14,14 @@ from engine.metrics.average_precision import (
     AITOD,
     COCO,
     DetectionMetrics,
+    EvaluationProtocol,
     ImageRecord,
-    Protocol,
-    evaluate,
+    detection_metrics,
     get_protocol,
     records_from_coco,
 )
 
-PLAIN = Protocol("plain", {"all": (0, 1e10)}, (100,), (0.5, 0.75), True)
+PLAIN = EvaluationProtocol("plain", {"all": (0, 1e10)}, (100,), (0.5, 0.75), True)
 
 
 def record(image_id=1, gt=(), dets=(), *, gt_labels=None, labels=None, areas=None, crowd=None) -> ImageRecord:
@@ -39,8 +39,8 @@ def record(image_id=1, gt=(), dets=(), *, gt_labels=None, labels=None, areas=Non
     )
 
 
-def summary(*records: ImageRecord, protocol: Protocol = PLAIN, num_classes: int = 1) -> dict[str, float]:
-    return evaluate(records, num_classes, protocol).summary()
+def summary(*records: ImageRecord, protocol: EvaluationProtocol = PLAIN, num_classes: int = 1) -> dict[str, float]:
+    return detection_metrics(records, num_classes, protocol).summary()
 
 
 BOX, FAR, FARTHER = (10, 10, 10, 10), (100, 100, 10, 10), (200, 200, 10, 10)
@@ -66,7 +66,7 @@ def test_a_duplicate_is_a_false_positive():
 
 def test_iou_thresholds_are_inclusive():
     half = (10, 10, 10, 5)  # IoU 1/2 exactly: a hit at .5 alone
-    metrics = evaluate([record(gt=[BOX], dets=[(half, 0.9)])], 1, PLAIN)
+    metrics = detection_metrics([record(gt=[BOX], dets=[(half, 0.9)])], 1, PLAIN)
     assert metrics.recall[:, 0, 0, 0].tolist() == [1] + [0] * 9
     assert metrics.classwise_ap(0.5).item() == pytest.approx(1, abs=1e-12)
     assert metrics.classwise_ap().item() == pytest.approx(0.1, abs=1e-12)
@@ -74,7 +74,7 @@ def test_iou_thresholds_are_inclusive():
 
 def test_optimal_lrp_of_a_worked_example():
     # Hit of IoU .8, then a false positive; two objects. Prefix 1: (.2/.5 + 0 + 1) / 2 = .7; prefix 2: 2.4 / 3 = .8.
-    metrics = evaluate([record(gt=[BOX, FAR], dets=[((10, 10, 10, 8), 0.9), (FARTHER, 0.6)])], 1, PLAIN)
+    metrics = detection_metrics([record(gt=[BOX, FAR], dets=[((10, 10, 10, 8), 0.9), (FARTHER, 0.6)])], 1, PLAIN)
     parts = [metrics.lrp.error, metrics.lrp.localisation, metrics.lrp.false_positive, metrics.lrp.false_negative]
     assert [part.item() for part in parts] == pytest.approx([0.7, 0.2, 0, 0.5], abs=1e-12)
     assert metrics.lrp.score.item() == 0.9
@@ -82,7 +82,7 @@ def test_optimal_lrp_of_a_worked_example():
 
 def test_a_better_match_later_cannot_reclaim_a_taken_object():
     # The first detection takes the one object at IoU .8, so the exact one that follows is false at thresholds <= .8.
-    metrics = evaluate([record(gt=[BOX], dets=[((10, 10, 10, 8), 0.9), (BOX, 0.8)])], 1, PLAIN)
+    metrics = detection_metrics([record(gt=[BOX], dets=[((10, 10, 10, 8), 0.9), (BOX, 0.8)])], 1, PLAIN)
     ap = metrics.precision[:, :, 0, 0, 0].mean(axis=1)
     np.testing.assert_allclose(ap, [1] * 7 + [0.5] * 3, rtol=0, atol=1e-12)
 
@@ -100,7 +100,7 @@ def test_equal_scores_keep_file_order():
 
 
 def test_recall_zero_is_reached_at_the_top_score_even_by_a_false_positive():
-    metrics = evaluate([record(gt=[BOX], dets=[(FAR, 0.9), (BOX, 0.4)])], 1, PLAIN)
+    metrics = detection_metrics([record(gt=[BOX], dets=[(FAR, 0.9), (BOX, 0.4)])], 1, PLAIN)
     assert metrics.scores[0, [0, 1, 100], 0, 0, 0].tolist() == [0.9, 0.4, 0.4]
 
 
@@ -115,14 +115,14 @@ def test_among_equal_ious_the_last_object_wins():
     shared, first_only = (10, 10, 10, 10), (10, 10, 10, 5)
     objects = [(10, 10, 10, 6), (10, 14, 10, 6)]  # IoU .6 each with `shared`
     dets = [(shared, 0.9), (first_only, 0.8)]
-    assert evaluate([record(gt=objects, dets=dets)], 1, PLAIN).recall[0].item() == 1
-    assert evaluate([record(gt=objects[::-1], dets=dets)], 1, PLAIN).recall[0].item() == 0.5
+    assert detection_metrics([record(gt=objects, dets=dets)], 1, PLAIN).recall[0].item() == 1
+    assert detection_metrics([record(gt=objects[::-1], dets=dets)], 1, PLAIN).recall[0].item() == 0.5
 
 
 def test_classes_do_not_match_each_other_unless_class_agnostic():
     confused = record(gt=[BOX], dets=[(BOX, 0.9)], gt_labels=[0], labels=[1])
-    assert evaluate([confused], 2, PLAIN).summary()["mAP"] == 0
-    agnostic = evaluate([confused], 2, PLAIN, class_agnostic=True)
+    assert detection_metrics([confused], 2, PLAIN).summary()["mAP"] == 0
+    agnostic = detection_metrics([confused], 2, PLAIN, class_agnostic=True)
     assert agnostic.summary()["mAP"] == pytest.approx(1, abs=1e-12)
     assert agnostic.precision.shape[2] == 1
 
@@ -147,16 +147,16 @@ def test_a_real_object_beats_a_crowd_of_higher_overlap():
 
 def test_area_bounds_are_inclusive_on_both_sides():
     square = (10, 10, 8, 8)  # 64 px^2: verytiny and tiny
-    metrics = evaluate([record(gt=[square], dets=[(square, 0.9)])], 1, AITOD)
+    metrics = detection_metrics([record(gt=[square], dets=[(square, 0.9)])], 1, AITOD)
     assert metrics.recall[0, 0, :, -1].tolist() == [1, 1, 1, -1, -1]
     # An unmatched detection of 64 px^2 is false in both buckets, too, and ignored in the others.
     false_first = record(gt=[square, (100, 100, 40, 40)], dets=[((200, 200, 8, 8), 0.9), ((10, 10, 8, 8), 0.8)])
-    precision = evaluate([false_first], 1, AITOD).precision[0, 0, 0, :, -1]
+    precision = detection_metrics([false_first], 1, AITOD).precision[0, 0, 0, :, -1]
     np.testing.assert_allclose(precision, [0.5, 0.5, 0.5, -1, 0], rtol=0, atol=1e-12)
 
 
 def test_object_size_is_the_annotated_area_not_that_of_the_box():
-    metrics = evaluate([record(gt=[BOX], areas=[50], dets=[(BOX, 0.9)])], 1, AITOD)
+    metrics = detection_metrics([record(gt=[BOX], areas=[50], dets=[(BOX, 0.9)])], 1, AITOD)
     assert metrics.recall[0, 0, :, -1].tolist() == [1, 1, -1, -1, -1]
 
 
@@ -170,10 +170,10 @@ def test_the_limit_is_per_image_and_class():
                dets=[(BOX, 0.9), (BOX, 0.8), (FAR, 0.7), (FAR, 0.6)])
         for i in (1, 2)
     ]  # fmt: skip
-    table = evaluate(records, 2, protocol).summary()
+    table = detection_metrics(records, 2, protocol).summary()
     assert table["AR@1"] == 0.5
     assert table["AR@2"] == 1
-    one = evaluate(records, 2, replace(PLAIN, max_detections=(1,)))
+    one = detection_metrics(records, 2, replace(PLAIN, max_detections=(1,)))
     assert one.recall[0, :, 0, 0].tolist() == [0.5, 0.5]
 
 
@@ -189,7 +189,7 @@ def test_the_limit_keeps_the_best_scores():
 @pytest.mark.parametrize("protocol", [AITOD, COCO], ids=lambda p: p.name)
 @pytest.mark.parametrize("records", [[], [record()], [record(dets=[(BOX, 0.9)])]], ids=["none", "empty", "no-gt"])
 def test_without_objects_every_number_is_minus_one(protocol, records):
-    metrics = evaluate(records, 3, protocol)
+    metrics = detection_metrics(records, 3, protocol)
     assert set(metrics.summary().values()) == {-1.0}
     assert np.isnan(metrics.classwise_ap()).all()
 
@@ -203,7 +203,7 @@ def test_without_detections_ap_is_zero_and_lrp_one():
 
 
 def test_classes_without_objects_drop_out_of_the_mean():
-    metrics = evaluate([record(gt=[BOX], dets=[(BOX, 0.9), (FAR, 0.8)], labels=[0, 2])], 3, PLAIN)
+    metrics = detection_metrics([record(gt=[BOX], dets=[(BOX, 0.9), (FAR, 0.8)], labels=[0, 2])], 3, PLAIN)
     assert metrics.summary()["mAP"] == pytest.approx(1, abs=1e-12)
     assert np.isnan(metrics.classwise_ap()).tolist() == [False, True, True]
 
@@ -245,7 +245,7 @@ def test_protocol_errors_name_the_value():
 
 def test_an_image_id_that_occurs_twice_is_an_error():
     with pytest.raises(ValueError, match="image id 7 occurs twice"):
-        evaluate([record(7), record(8), record(7)], 1, PLAIN)
+        detection_metrics([record(7), record(8), record(7)], 1, PLAIN)
 
 
 @pytest.mark.parametrize("field", ["gt_labels", "labels"])
@@ -253,7 +253,7 @@ def test_an_image_id_that_occurs_twice_is_an_error():
 def test_labels_outside_the_classes_are_an_error(field, label):
     bad = replace(record(7, gt=[BOX], dets=[(BOX, 0.9)]), **{field: np.array([label])})
     with pytest.raises(ValueError, match=f"image 7: {field} range from {label}"):
-        evaluate([bad], 2, PLAIN)
+        detection_metrics([bad], 2, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_coco_defaults_and_category_order():
     assert category_ids == [4, 9]
     assert [r.image_id for r in records] == [3, 5]
     assert (records[1].gt_labels, records[1].gt_areas, records[1].gt_crowd) == ([1], [20], [False])
-    assert evaluate(records, 2, PLAIN).summary()["mAP"] == pytest.approx(1, abs=1e-12)  # in spite of its id 0
+    assert detection_metrics(records, 2, PLAIN).summary()["mAP"] == pytest.approx(1, abs=1e-12)  # in spite of its id 0
     assert [r.image_id for r in records_from_coco(gt, dets, image_ids=[3])[0]] == [3]
     with pytest.raises(ValueError, match="detection 0 has category_id 1;"):
         records_from_coco(gt, [{**dets[0], "category_id": 1}])
@@ -332,7 +332,9 @@ def random_scenes(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {"images": images, "annotations": annotations, "categories": categories}, detections
 
 
-def coco_eval(gt: dict[str, Any], detections: list[dict[str, Any]], protocol: Protocol, use_cats: bool) -> COCOeval:
+def coco_eval(
+    gt: dict[str, Any], detections: list[dict[str, Any]], protocol: EvaluationProtocol, use_cats: bool
+) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):
         index = CocoIndex()
         index.dataset = gt
@@ -349,9 +351,11 @@ def coco_eval(gt: dict[str, Any], detections: list[dict[str, Any]], protocol: Pr
     return evaluator
 
 
-def measured(gt: dict[str, Any], dets: list[dict[str, Any]], protocol: Protocol, **kwargs: bool) -> DetectionMetrics:
+def measured(
+    gt: dict[str, Any], dets: list[dict[str, Any]], protocol: EvaluationProtocol, **kwargs: bool
+) -> DetectionMetrics:
     records, category_ids = records_from_coco(gt, dets)
-    return evaluate(records, len(category_ids), protocol, **kwargs)
+    return detection_metrics(records, len(category_ids), protocol, **kwargs)
 
 
 @pytest.mark.parametrize("seed", range(4))
