@@ -1,4 +1,4 @@
-"""The check before a training, assembled from a config as the training would be."""
+"""--check: what a training would need, from its config, without training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,11 +28,11 @@ from models.build import build_criterion, build_detector
 from ops.report import devices_here
 
 Start = Resumption | CheckpointError | None
-"""What --resume gave: a checkpoint, what is wrong with it, or nothing"""
+"""--resume: a checkpoint, the error of loading it, or nothing"""
 
 
 def check(config: Config, start: Start, processes: Processes, *, full: bool) -> int:
-    """Look at everything that a training needs, and try its densest step; returns the exit code.
+    """Check everything that a training needs, and try its densest step; returns the exit code.
 
     full   decode every image, instead of reading its header
     """
@@ -69,7 +69,7 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
 
 
 def _check_data(config: Config, processes: Processes, preflight: Preflight, *, full: bool) -> Sequence[CocoDetection]:
-    """The splits that can be opened at all."""
+    """Check the data; returns the splits that can be opened."""
     splits: list[CocoDetection] = []
     with preflight.part("data root") as part:
         part.say(str(open_root(config.data)))
@@ -84,7 +84,7 @@ def _check_data(config: Config, processes: Processes, preflight: Preflight, *, f
             except DataError:
                 if not findings.counts("error"):
                     raise
-                part.say("nothing is left beside what has errors")
+                part.say("nothing is left without errors")
                 continue
             splits.append(dataset)
             scaled = describe_scaled(dataset.scaled_sizes(config.data.image_size), config.data.image_size)
@@ -106,7 +106,7 @@ def _check_data(config: Config, processes: Processes, preflight: Preflight, *, f
 
 
 def _load_weights(config: Config, start: Start, detector: nn.Module, processes: Processes) -> str:
-    """What the training starts from, loaded; raises CheckpointError."""
+    """Load the weights that the training starts from; returns where they came from. Raises CheckpointError."""
     if isinstance(start, CheckpointError):
         raise start
     if start is None:
@@ -121,7 +121,7 @@ def _load_weights(config: Config, start: Start, detector: nn.Module, processes: 
 
 
 def _densest_batch(config: Config, training_set: CocoDetection, *, skip: bool) -> Batch | None:
-    """None where no image is there, which is a finding already."""
+    """The densest batch; None if every image is missing, which is a finding already."""
     try:
         return densest_batch(training_set, config.data, skip=skip)
     except DataError as error:

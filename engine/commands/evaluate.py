@@ -25,7 +25,7 @@ from models.build import build_detector, build_postprocess
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
-    """Evaluate the validation split of the config; results go into a folder of their own: see `open_evaluation`."""
+    """Evaluate a checkpoint on the validation split; results go into a folder of their own (`open_evaluation`)."""
     named = config.runtime.output_dir
     dataset, detector = build_trained(config, checkpoint, path, processes)
     folder = open_evaluation(path, None if named is None else expand_path(named, "runtime.output_dir"), processes)
@@ -51,7 +51,7 @@ def build_trained(
 
 
 def evaluation_loader(config: Config, dataset: CocoDetection, processes: Processes) -> ImageLoader:
-    """This process's share of the images."""
+    """A loader of this rank's share of the images."""
     return build_eval_loader(
         dataset,
         config.data,
@@ -62,7 +62,7 @@ def evaluation_loader(config: Config, dataset: CocoDetection, processes: Process
 
 
 def under_progress(loader: ImageLoader, processes: Processes) -> Iterable[Batch]:
-    """The batches, counted on the terminal of process 0."""
+    """The batches, with a progress bar on rank 0."""
     return progress(loader, total=len(loader), description="evaluating", enabled=processes.is_main)
 
 
@@ -77,7 +77,7 @@ def evaluate(
     step: int,
     watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> float:
-    """Evaluate on all processes and show the result; returns the mean AP. `watch` may end it between batches."""
+    """Evaluate on all processes, report the result and return the mean AP. `watch` may stop it between batches."""
     loader = evaluation_loader(config, dataset, processes)
     batches = watch(under_progress(loader, processes))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]

@@ -1,4 +1,4 @@
-"""Exit codes of main.py and of the scripts that share its errors. Without torch, until an error needs it."""
+"""Exit codes of main.py and of the scripts that share its errors. Imports torch only for an error that needs it."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from configs.loader import ConfigError
 from engine.distributed.signals import Interrupted
 
 EARLY_ERRORS: dict[type[Exception], int] = {ConfigError: 2, Interrupted: 75, MemoryError: 6}
-"""Those that may come before torch is imported, which takes seconds"""
+"""Errors that can occur before torch is imported, which takes seconds"""
 
 
 def expected_errors() -> dict[type[Exception], int]:
@@ -38,16 +38,16 @@ def expected_errors() -> dict[type[Exception], int]:
 
 
 class UsageError(ConfigError):
-    """Arguments that do not go together."""
+    """Arguments that cannot be combined."""
 
     def __init__(self, problem: str) -> None:
         super().__init__([problem])
 
 
 def exit_code(work: Callable[[], object], more: Mapping[type[Exception], int] | None = None) -> int:
-    """The int that the work returns, or 0; after an expected error, whose message is printed, its code.
+    """Run the work; returns its int, or 0, or the code of an expected error, whose message is printed.
 
-    more   errors that are expected besides, with their codes
+    more   further expected errors, with their codes
     """
     try:
         result = work()
@@ -61,5 +61,5 @@ def exit_code(work: Callable[[], object], more: Mapping[type[Exception], int] | 
         print(f"error: {summary() if summary else error}", file=sys.stderr, flush=True)
         return code
     finally:
-        if distributed := sys.modules.get("engine.distributed.processes"):  # no process was started without it
+        if distributed := sys.modules.get("engine.distributed.processes"):  # not imported: no process group was started
             distributed.stop_processes()

@@ -1,4 +1,4 @@
-"""A check before hours are spent: part after part, every problem collected, for people and for programs."""
+"""Collects the problems of a check, part by part; prints them and writes check.jsonl."""
 
 import json
 import math
@@ -42,12 +42,12 @@ class Problem:
     message: str
     count: int
     exit_code: int
-    """Of a run that this stops; 0 for what is no error"""
+    """Exit code of a run that this stops; 0 if it is no error"""
 
 
 @dataclass
 class Part:
-    """What was looked at, while it is looked at."""
+    """One part of the check, and what it looked at."""
 
     name: str
     notes: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Preflight:
 
     @contextmanager
     def part(self, name: str, findings: Findings | None = None) -> Iterator[Part]:
-        """An expected error inside becomes a problem, and what is in `findings` at its end."""
+        """Turn an expected error inside, and the `findings` at the end, into problems."""
         part, before, start = Part(name), Counter(self._counts), time.monotonic()
         try:
             yield part
@@ -123,7 +123,7 @@ class Preflight:
         self._counts[problem.severity, problem.reason] += problem.count
 
     def _show(self, severity: Severity) -> None:
-        """Reason by reason, its total and its first lines: SHOWN in all, at least one of each reason."""
+        """Print each reason with its total and first lines: SHOWN in all, at least one of each reason."""
         reasons = [reason for kind, reason in self._counts if kind == severity]
         if not reasons:
             return
@@ -163,16 +163,16 @@ def _found(severity: Severity, count: int) -> str:
 
 
 class TrialError(Exception):
-    """A forward or backward pass that fails, for a reason that no check of the config foresees."""
+    """A forward or backward pass fails, for a reason that the config checks do not cover."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A training step that was tried."""
+    """Cost of one trial step."""
 
     seconds: float
     queries: int
-    """Most of an image"""
+    """Largest number of an image"""
     memory_mb: float
     """Peak of this process"""
 
@@ -180,7 +180,7 @@ class Trial:
 def try_step(
     detector: nn.Module, criterion: Criterion, batch: TrainingBatch, *, device: torch.device, amp: str
 ) -> Trial:
-    """A forward and a backward pass; weights stay as they are.
+    """Run a forward and a backward pass; weights do not change.
 
     Raises NonFiniteLossError for a loss or gradient that is not finite, StepMemoryError, and TrialError.
     """

@@ -25,7 +25,7 @@ def check_backbone(backbone: BackboneConfig) -> None:
 RULES: Rules = {BackboneConfig: check_backbone}
 """Checks of a config that need more than the config"""
 NOWHERE = "runtime.output_dir=null"
-"""An override before all others: an output_dir that is left was given by the others"""
+"""Applied before the other overrides: any output_dir that remains was given by them"""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def start_runtime(config: Config) -> Processes:
 
 
 def require_same_start(start: Resumption | None, processes: Processes) -> None:
-    """Raises CheckpointError unless all processes go on from the same step, or start afresh."""
+    """Raises CheckpointError unless all processes resume from the same step, or none resumes."""
     place = (-1, -1, -1)
     if start is not None:
         place = (start.checkpoint.epoch, start.checkpoint.batch, start.checkpoint.step)
@@ -180,8 +180,8 @@ def starting_model(config: Config, start: Resumption | None, processes: Processe
 
 
 def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:
-    """Weights of init_from, or of the backbone; says where they came from."""
-    density = config.model.d3q and config.model.d3q.initial_density  # a check without training data knows none
+    """Load the weights of init_from, or of the backbone; returns where they came from."""
+    density = config.model.d3q and config.model.d3q.initial_density  # None in a check without training data
     start = "" if density is None else f"; density {density:g} objects per cell"
     if config.init_from is not None:
         path = expand_path(config.init_from, "init_from")
@@ -195,7 +195,7 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
         return f"random weights{start}"
     weights = str(expand_path(backbone.weights, "model.backbone.weights"))
     source, problem = "", None
-    for first_here in (True, False):  # the first process of a machine downloads, the others find the file
+    for first_here in (True, False):  # the first process of a machine downloads, the rest of them find the file
         if (processes.rank_here == 0) == first_here:
             try:
                 source = load_backbone_weights(detector.backbone, name=backbone.name, weights=weights)  # type: ignore[arg-type]
@@ -207,10 +207,10 @@ def load_initial_weights(detector: nn.Module, config: Config, processes: Process
 
 
 def begin(trainer: Trainer, start: Resumption | None, folder: Path) -> None:
-    """Resume where the checkpoint was taken, or start afresh; a branch of a run begins with records of its own."""
+    """Resume where the checkpoint was saved, or start a new run; a branch of a run starts its own records."""
     branch = start is not None and not same_folder(folder, start.path.parent)
     if start is None or branch:
-        trainer.logger.rewind(-1)  # of a run that ended before its first checkpoint
+        trainer.logger.rewind(-1)  # records of a run that ended before its first checkpoint
     if start is None:
         return
     if start.warning is not None:
@@ -220,13 +220,13 @@ def begin(trainer: Trainer, start: Resumption | None, folder: Path) -> None:
     )
     checkpoint = start.checkpoint
     if checkpoint.best_score >= 0 and not (folder / "best.pth").exists():
-        trainer.logger.say(f"best.pth is not in {folder}: the best evaluation from here on will be")
+        trainer.logger.say(f"best.pth is not in {folder}: the best evaluation from now on will be saved there")
         checkpoint = replace(checkpoint, best_score=-1.0)
     trainer.restore(checkpoint)
 
 
 def attention_on(devices: Sequence[torch.device]) -> list[Choice]:
-    """What computes deformable attention there. Raises UsageError where D3Q_OPS_BACKEND cannot run on one of them."""
+    """Which backend computes deformable attention. Raises UsageError if D3Q_OPS_BACKEND cannot run on a device."""
     try:
         return together(map(describe_backend, devices))
     except ValueError as error:
@@ -234,7 +234,7 @@ def attention_on(devices: Sequence[torch.device]) -> list[Choice]:
 
 
 def attention_lines(processes: Processes) -> list[str]:
-    """What computes it on the devices of all processes, which all ask. Raises UsageError in all of them alike."""
+    """The backends on the devices of all processes; call it on every rank. Raises UsageError on all ranks alike."""
     try:
         ours = json.dumps(attention_on([processes.device])[0])
     except UsageError as error:
@@ -246,7 +246,7 @@ def attention_lines(processes: Processes) -> list[str]:
 
 
 def announce_memory(config: Config, training_set: CocoDetection, processes: Processes, logger: RunLogger) -> None:
-    """What a step on the densest images will need, before the first one; a warning where there is less."""
+    """Log the memory that a step on the densest images needs; a warning if less is free."""
     device = processes.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
     if free is None:

@@ -31,18 +31,18 @@ MOMENTS = 2
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of tensors; what libraries need for themselves is not in them."""
+    """Bytes of tensors, without the libraries' own memory."""
 
     weights: int
     """Parameters and buffers"""
     trained: int
-    """Parameters that are trained: once more for their gradients, twice more for the optimiser"""
+    """Trained parameters: once more for gradients, twice more for the optimiser"""
     step: int
-    """Most at once from the forward to the backward pass, with weights and gradients, without the optimiser's state"""
+    """Peak from the forward to the backward pass, with weights and gradients, without the optimiser's state"""
 
     @property
     def peak(self) -> int:
-        """Most at once in every step but the first."""
+        """Peak of every step but the first."""
         return self.step + MOMENTS * self.trained
 
 
@@ -65,7 +65,10 @@ class StepShapes:
 def estimate_training_step(
     config: Config, *, size: tuple[int, int], objects: Sequence[int], device_type: str, autocast: torch.dtype | None
 ) -> StepMemory:
-    """The memory of a training step on images of so many objects each, padded to `size` (H, W) px; takes seconds.
+    """Estimate the memory of a training step with fake tensors; takes seconds.
+
+    size          (H, W) of the padded images, px
+    objects       per image
 
     device_type   cpu | cuda, where the step will run
     autocast      type of the network where it is not float32
@@ -75,10 +78,10 @@ def estimate_training_step(
 
 
 def estimate_step(build: Callable[[], DINO | DeformableDETR], criterion: Criterion, shapes: StepShapes) -> StepMemory:
-    """The memory of a step of the detector that `build` makes; seconds, a few megabytes, and no random number.
+    """Estimate the memory of a step of the detector that `build` makes; takes seconds and draws no random number.
 
-    The operators are those of a CPU, also where the step will run on a GPU, but for those that keep other things there.
-    The sets that are matched are assumed as large as they can be.
+    Runs CPU operators, except those that save other tensors on a GPU, for a step on a GPU. Assumes that the matched
+    sets are as large as possible.
     """
     on_gpu = shapes.device_type == "cuda" and torch.cuda.is_available()
     backend = choose_backend(shapes.device_type, torch.cuda.current_device() if on_gpu else None)
@@ -89,12 +92,12 @@ def estimate_step(build: Callable[[], DINO | DeformableDETR], criterion: Criteri
         weights = tensors.live
         trained = sum(p.nbytes for p in detector.parameters() if p.requires_grad)
         _known_counts(detector, shapes.queries)
-        _go_through(detector, criterion, shapes)
+        _run_step(detector, criterion, shapes)
         return StepMemory(weights, trained, tensors.peak)
 
 
-def _go_through(detector: nn.Module, criterion: Criterion, shapes: StepShapes) -> None:
-    """Forward, matching, losses, backward."""
+def _run_step(detector: nn.Module, criterion: Criterion, shapes: StepShapes) -> None:
+    """Forward pass, matching, losses, backward pass, all on fake tensors."""
     batch = len(shapes.objects)
     targets = [_Objects.of(count, i, shapes.size) for i, count in enumerate(shapes.objects)]
     images, padding_mask = torch.empty(batch, 3, *shapes.size), torch.zeros(batch, *shapes.size, dtype=torch.bool)
@@ -113,12 +116,12 @@ def _go_through(detector: nn.Module, criterion: Criterion, shapes: StepShapes) -
 
 
 def _known_counts(detector: DINO | DeformableDETR, queries: Sequence[int]) -> None:
-    """Replaces the one thing that a forward pass reads from its numbers."""
+    """Give the detector known query counts, the only values that a forward pass reads from a tensor."""
     detector.query_budget = _KnownCounts(detector.query_budget, queries)
 
 
 class _KnownCounts(nn.Module):
-    """A query budget that does its work, and then gives every image what it is told."""
+    """A query budget that runs the real one and returns the given counts."""
 
     def __init__(self, budget: QueryBudget, queries: Sequence[int]) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class _KnownCounts(nn.Module):
 
 @dataclass(frozen=True)
 class _Objects:
-    """A target of N objects, wherever they are."""
+    """A target of N objects, without positions."""
 
     boxes_xyxy: Tensor
     boxes: Tensor
@@ -147,7 +150,7 @@ class _Objects:
 
 
 def _assumed_matches(predictions: LayerPredictions, shapes: StepShapes) -> MatchedPairs:
-    """Every object matched in every layer. While they are looked for, all costs of the decoder are there."""
+    """Matches of every object in every layer; allocates all costs of the decoder meanwhile, as the matcher does."""
     layers, images = predictions.logits.shape[:2]
     if layers > 1:
         costs = [torch.empty(layers, *pair) for pair in zip(shapes.objects, predictions.counts, strict=True)]
@@ -159,7 +162,7 @@ def _assumed_matches(predictions: LayerPredictions, shapes: StepShapes) -> Match
 
 @torch.no_grad()
 def _match_in_blocks(criterion: Criterion, output: DetectorOutput, targets: Sequence["_Objects"]) -> None:
-    """The costs that a GPU computes at once, which are more than a CPU does: one block of each image's."""
+    """Compute the costs as a GPU does, in larger blocks than a CPU: one block of each image."""
     problems = [problem for request in criterion.match_requests(output, targets) for problem in request.problems()]
     for costs in (problem.costs for problem in problems):
         rows = torch.arange(min(len(costs), max(1, BLOCK_ELEMENTS["cuda"] // (costs.layers * costs.queries))))
@@ -167,7 +170,7 @@ def _match_in_blocks(criterion: Criterion, output: DetectorOutput, targets: Sequ
 
 
 class _GpuOperators(TorchFunctionMode):
-    """On CPUs, what GPUs keep for the backward pass where their operators keep something else.
+    """Save for the backward pass on a CPU what GPU operators save, where they differ.
 
     Source: torch's autocast reference (operators that autocast to float32 on CUDA), `native_dropout`, and
     `scaled_dot_product_attention`, whose GPU kernels keep no probabilities with dropout either.
@@ -185,9 +188,9 @@ class _GpuOperators(TorchFunctionMode):
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Adds up the storages of all tensors that operators make, from the moment they are made until they are freed.
+    """Sum up the storages of all tensors that operators create, from creation until they are freed.
 
-    Tensors of numbers that stand in the program, such as the query counts, are real ones, and stay so among themselves.
+    Constant tensors, such as the query counts, are real, and so is what is computed from them alone.
     """
 
     def __init__(self) -> None:
@@ -203,7 +206,7 @@ class _LiveTensors(TorchDispatchMode):
                 return func(*args, **(kwargs or {}))
         try:
             result = func(*args, **(kwargs or {}))
-        except DataDependentOutputException:  # a number that nobody knows: flipped labels, a kernel's radius
+        except DataDependentOutputException:  # a value that fake tensors lack: flipped labels, a kernel's radius
             return 0
         for value in tree_leaves(result):
             if isinstance(value, Tensor):

@@ -36,7 +36,7 @@ def closing_report(folder: Path, progress: Progress, *, untrained: Mapping[str, 
 
 
 def _evaluations(path: Path) -> list[str]:
-    """A table of two rows; none where no evaluation was recorded."""
+    """A table of the best and the last evaluation; empty if none was recorded."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     found = [record for record in records if record["kind"] == "evaluation"]
     if not found:

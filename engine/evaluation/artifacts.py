@@ -1,4 +1,4 @@
-"""An evaluation made visible: report on the terminal, numbers in files, gallery of pictures."""
+"""Outputs of an evaluation: report on the terminal, numbers in files, gallery of pictures."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def show_evaluation(
     folder: Path,
     step: int,
 ) -> None:
-    """Write `evaluation.txt`, `evaluation.json`, `gallery.png` into the folder, and tell the logger.
+    """Write `evaluation.txt`, `evaluation.json`, `gallery.png` into the folder, and log the report.
 
     objects      of all images; read_image takes their index
     """

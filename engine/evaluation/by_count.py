@@ -1,4 +1,4 @@
-"""Accuracy and cost over the range of object counts: what a query budget gives where."""
+"""Accuracy and cost of a query budget per range of object counts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def evaluate_by_count(
 
 
 def format_settings(settings: Mapping[str, Mapping[str, BinResult]]) -> str:
-    """A table with the settings under one another in every bin; shares in percent, `-` where nothing is measured.
+    """Format the settings below each other in every bin; shares in percent, `-` where nothing is measured.
 
     settings   name -> results of `evaluate_by_count`, all on the same images
     """

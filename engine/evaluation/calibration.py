@@ -1,4 +1,4 @@
-"""How many queries per object a wanted coverage takes: arithmetic on predicted and true counts, no model."""
+"""Fit the queries per object to a required coverage, from predicted and true counts alone."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -10,16 +10,16 @@ import numpy as np
 STEPS_PER_UNIT = 20
 """Resolution of the fitted queries per object: steps of 0.05."""
 LEAST_QUERIES_PER_OBJECT = 1.0
-"""Where min_queries makes the coverage alone: fewer queries than estimated objects would miss some by design."""
+"""Lower bound, if min_queries alone gives the coverage: with less, every exact estimate would miss objects"""
 
 
 class UnreachableCoverageError(ValueError):
-    """No number of queries per object gives the wanted coverage."""
+    """No number of queries per object gives the required coverage."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The smallest number of queries per object that gives the wanted coverage."""
+    """The smallest number of queries per object that gives the required coverage."""
 
     queries_per_object: float
     """A multiple of 1 / STEPS_PER_UNIT, at least LEAST_QUERIES_PER_OBJECT"""
@@ -43,7 +43,7 @@ def calibrate(
                     [min_queries, max_queries], and is at the ceiling for max_queries per object unless the
                     estimate is 0
     object_counts   (N,)  objects annotated
-    coverage        wanted share, in (0, 1]
+    coverage        required share, in (0, 1]
 
     Raises ValueError without images, and UnreachableCoverageError with the best reachable coverage and what limits it.
     """
@@ -66,7 +66,7 @@ def calibrate(
 def calibrate_floor(
     queries_at: Callable[[float, int], np.ndarray], object_counts: np.ndarray, *, coverage: float, max_queries: int
 ) -> tuple[int, Calibration]:
-    """Fit the least number of queries too: of all pairs with the wanted coverage, the one with the fewest on average.
+    """Fit the least number of queries too: of all pairs with that coverage, the one with the fewest on average.
 
     queries_at   queries per object, least number of queries -> (N,) queries of each image; otherwise as `calibrate`
 
@@ -98,7 +98,7 @@ def _at_floor(queries_at: Callable[[float, int], np.ndarray], floor: int, querie
 
 
 def _limits(missed: np.ndarray, images: int, coverage: float, min_queries: int, max_queries: int) -> str:
-    """Best reachable coverage, causes and remedies; `missed` has the objects of the images that nothing covers."""
+    """Best reachable coverage, causes and remedies; `missed`: object counts of the images that no setting covers."""
     without_estimate = np.sort(missed[missed <= max_queries])  # any other estimate reaches the ceiling
     beyond_ceiling = len(missed) - len(without_estimate)
     best = (images - len(missed)) / images

@@ -1,4 +1,4 @@
-"""Evaluation: every image once, on however many processes; metrics, count errors, pictures."""
+"""Evaluation of every image once, on any number of processes: metrics, count errors, pictures."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from engine.train import TrainingBatch, autocast
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What the detector said of one image."""
+    """Detections and count estimate of one image."""
 
     image_id: int
     boxes: Tensor
@@ -40,10 +40,10 @@ class ImagePrediction:
 
 @dataclass(frozen=True, eq=False)
 class GatheredPredictions:
-    """What the detector said of all images; the same on every process, but for the pictures and the time."""
+    """Predictions of all images; the same on every process, except pictures and time."""
 
     image_ids: np.ndarray
-    """(I,) int64, ascending: sums over the images come out alike on any number of processes"""
+    """(I,) int64, ascending: sums over images are the same on any number of processes"""
     first_detection: np.ndarray
     """(I,) int64: row of the first detection of image i"""
     num_detections: np.ndarray
@@ -55,23 +55,23 @@ class GatheredPredictions:
     detections: np.ndarray
     """(N, 6) float32 x0, y0, x1, y1, score, label; px of the file"""
     pictures: list[ImagePrediction]
-    """Predictions of the wanted images that this process had"""
+    """Predictions of the requested images that this process evaluated"""
     seconds_per_image: float
     """Of this process"""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation; the same on every process, but for the pictures."""
+    """Result of an evaluation; the same on every process, except the pictures."""
 
     metrics: DetectionMetrics
     counts: dict[str, float]
     seconds_per_image: float
     """Forward pass and postprocessing, batch time over batch size, mean over the images of this process"""
     peak_memory_mb: float
-    """GPU memory where there is one, otherwise the largest resident size of the process"""
+    """GPU memory, or on a CPU the largest resident size of the process"""
     pictures: list[ImagePrediction]
-    """Predictions of the wanted images that this process had"""
+    """Predictions of the requested images that this process evaluated"""
 
 
 @torch.inference_mode()
@@ -161,7 +161,7 @@ def gather_predictions(
     last_detection = np.cumsum(table[:, 3])[order]
     table = table[order]
     detections = torch.cat(rows)
-    rows.clear()  # as large as all detections
+    rows.clear()  # frees as much memory as all detections
     return GatheredPredictions(
         image_ids=table[:, 0].astype(np.int64),
         first_detection=(last_detection - table[:, 3]).astype(np.int64),
@@ -186,7 +186,7 @@ def image_records(found: GatheredPredictions, objects: Sequence[GroundTruth]) ->
         mine = found.detections[first : first + count].astype(np.float64)
         if not np.isfinite(mine).all():
             raise NonFiniteLossError(
-                f"the predictions of image {record.image_id} are not finite: training has diverged; go on from an "
+                f"the predictions of image {record.image_id} are not finite: training has diverged; resume from an "
                 "earlier checkpoint with a lower optim.lr"
             )
         yield ImageRecord(
@@ -202,7 +202,7 @@ def image_records(found: GatheredPredictions, objects: Sequence[GroundTruth]) ->
 
 
 def object_counts(found: GatheredPredictions, objects: Sequence[GroundTruth]) -> np.ndarray:
-    """(I,) annotated objects in the order of `found`, crowd regions left out.
+    """(I,) annotated objects in the order of `found`, without crowd regions.
 
     Raises ValueError unless every image was predicted exactly once.
     """

@@ -1,6 +1,6 @@
 """Predictions and density maps drawn on images: green hits, red misses, blue false alarms, as in the D3Q paper.
 
-Everything is composed of small images set beside or below each other, so that no text can cover another.
+The sheet is composed of small images beside or below each other, so that texts cannot overlap.
 """
 
 import math
@@ -42,7 +42,7 @@ class Picture:
     image: NDArray[np.uint8]
     """(H, W, 3) RGB."""
     object_boxes: NDArray[np.float64]
-    """(G, 4) xyxy. Leave crowd regions out; what is detected in them then shows as false."""
+    """(G, 4) xyxy. Without crowd regions; detections in them are drawn as false positives."""
     object_labels: NDArray[np.int64]
     """(G,)"""
     boxes: NDArray[np.float64]

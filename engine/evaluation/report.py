@@ -1,4 +1,4 @@
-"""The closing report of an evaluation: a text for people, a record for programs."""
+"""The report of an evaluation: a text for people, a record for programs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ _COUNT_KEYS = ("images", "count_MAE", "count_bias", "coverage", "mean_queries")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
-    """What a report is made of. Raises ValueError where names or objects are not one for each class."""
+    """Contents of a report. Raises ValueError where names or objects are not one for each class."""
 
     metrics: DetectionMetrics
     class_names: Sequence[str]
     """(K,)"""
     objects_per_class: Sequence[int]
-    """(K,) annotated objects, crowd regions left out."""
+    """(K,) annotated objects, without crowd regions."""
     counts: Mapping[str, float]
     """From `count_metrics`."""
     seconds_per_image: float
@@ -38,7 +38,7 @@ class Report:
 
 
 def format_report(report: Report) -> str:
-    """Aligned tables of at most 100 columns; `-` where there is nothing to measure.
+    """Format the report as aligned tables of at most 100 columns; `-` where there is nothing to measure.
 
     AP, AR, LRP and coverage are in percent, counts in objects, time in seconds.
     """
@@ -149,7 +149,7 @@ def _shortened(name: str) -> str:
 
 
 def _measured(value: float) -> float:
-    """-1, which stands for nothing to average in detection metrics (a count bias of -1 is a number), as NaN."""
+    """-1, with which detection metrics mark an empty mean, as NaN (a count bias of -1 is a number)."""
     return math.nan if value == -1 else value
 
 

@@ -57,7 +57,7 @@ class OptimalLRP:
 class DetectionMetrics:
     """Result of `detection_metrics`: T IoU thresholds, R recall thresholds, K classes, A areas, M detection limits.
 
-    -1 stands where a class has no object of that area, and drops out of every mean.
+    -1 where a class has no object of that area; means skip it.
     """
 
     protocol: EvaluationProtocol
@@ -110,10 +110,10 @@ class DetectionMetrics:
 def detection_metrics(
     records: Iterable[ImageRecord], num_classes: int, protocol: EvaluationProtocol, class_agnostic: bool = False
 ) -> DetectionMetrics:
-    """Match every image once and accumulate, whatever their order, in that of the image ids.
+    """Match every image once and accumulate in the order of the image ids, whatever the order of the records.
 
     records          may be a generator: what is kept of a record is small
-    class_agnostic   labels are disregarded (in COCOeval, useCats = 0); the result has one class
+    class_agnostic   labels are ignored (in COCOeval, useCats = 0); the result has one class
 
     Raises ValueError for an image id that occurs twice and for labels outside 0..num_classes-1.
     """
@@ -139,7 +139,7 @@ def detection_metrics(
             class_agnostic=class_agnostic,
         )
     matches = join_matches([matched[image_id] for image_id in sorted(matched)]) if matched else None
-    matched.clear()  # as large as what they were joined to
+    matched.clear()  # frees as much memory as the joined matches take
     return _accumulate(matches, 1 if class_agnostic else num_classes, protocol)
 
 
@@ -170,7 +170,7 @@ def _accumulate(matches: DetectionMatches | None, num_classes: int, protocol: Ev
 class _Curve:
     """N places of a score-sorted list.
 
-    Totals are made threshold by threshold: all at once they would be the largest arrays of an evaluation.
+    Totals are computed per threshold: all at once they would be the largest arrays of an evaluation.
     """
 
     scores: FloatArray
@@ -178,7 +178,7 @@ class _Curve:
     states: NDArray[np.int8]
     """(T, N)"""
     background: IntArray
-    """(N,) false positives so far at places that were left out."""
+    """(N,) false positives so far at places that were skipped."""
     ious: FloatArray
     """(N,) with the match at the first threshold; 0 without one."""
 
@@ -241,6 +241,6 @@ def _optimal_lrp(curve: _Curve, num_objects: int, iou_threshold: float) -> tuple
 
 
 def _mean(values: FloatArray) -> float:
-    """Mean of what is neither -1 (nothing to find) nor NaN; -1 where nothing is left."""
+    """Mean of the values that are neither -1 (nothing to find) nor NaN; -1 if there are none."""
     counted = values[values > -1]
     return float(counted.mean()) if counted.size else -1.0

@@ -1,9 +1,8 @@
 """Which detections hit which objects in one image: COCOeval's greedy matching, all areas and thresholds at once.
 
-Per class, image, area range and IoU threshold, detections by falling score each take the free object of highest
-IoU. An object is ignored where it is a crowd or its annotated area is out of range; an ignored one is taken only
-where no real one will do; among equal IoUs the last wins; a crowd may be taken again and again. Equal scores keep
-their order.
+Per class, image, area range and IoU threshold, detections by descending score each take the free object of highest
+IoU. A crowd is ignored, and so is an object whose annotated area is out of range; an ignored one is taken only if no
+other fits; among equal IoUs the last wins; a crowd may be taken any number of times. Equal scores keep their order.
 
 Only detections that overlap an object of their class by the lowest threshold ("candidates") are matched and
 stored threshold by threshold. All others are unmatched everywhere: false where their own area is in range, else
@@ -29,7 +28,7 @@ class DetectionMatches:
     """Matched detections of one image or, joined, of many.
 
     D detections, C of them candidates, K classes, A areas, T IoU thresholds. Within an image the detections stand
-    by class and falling score, cut to the largest number per image and class.
+    by class and descending score, cut to the largest number per image and class.
     """
 
     labels: NDArray[np.int32]

@@ -1,4 +1,4 @@
-"""What an evaluator is fed: the ground truth and the detections of one image, as arrays."""
+"""Input of the metrics: the ground truth and the detections of one image, as arrays."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -81,11 +81,11 @@ def records_from_coco(
     detections   the loaded result list: image_id, category_id, bbox [x, y, w, h] in px, score
     image_ids    evaluate these images only; None: all
 
-    A missing `iscrowd` is 0, a missing `area` is w*h. As in COCOeval, `ignore` is not looked at and annotations of
-    images or categories that the file does not list are left out. Unlike there, an annotation whose id is 0 counts
+    A missing `iscrowd` is 0, a missing `area` is w*h. As in COCOeval, `ignore` is not read and annotations of
+    images or categories that the file does not list are skipped. Unlike there, an annotation whose id is 0 counts
     like any other (COCOeval takes its matches for misses).
 
-    Raises ValueError for a detection, or an entry of image_ids, that the annotation file does not know.
+    Raises ValueError for a detection, or an entry of image_ids, that the annotation file does not list.
     """
     category_ids = sorted({category["id"] for category in gt["categories"]})
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}

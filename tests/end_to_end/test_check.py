@@ -147,7 +147,7 @@ def test_an_error_that_leaves_nothing_is_one_error(
     spoil(experiment.parent / "data" / "train.json", change)
     assert run(experiment, "--check") == 3
     printed = capsys.readouterr().out
-    assert "nothing is left beside what has errors" in printed
+    assert "nothing is left without errors" in printed
     problems = [record for record in records(experiment) if record["kind"] == "problem"]
     assert [(p["part"], p["reason"]) for p in problems if p["severity"] == "error"] == [
         ("training data", "bad_categories")

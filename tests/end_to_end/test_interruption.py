@@ -1,4 +1,4 @@
-"""A run that a signal stops goes on to the same bits as one that was not stopped."""
+"""A run that a signal stops resumes to the same bits as one that was not stopped."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def status(folder: Path) -> dict:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", range(1, STEPS + 1))
-def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits(
+def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(
     experiment: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, workers: int
 ) -> None:
     stop_at_step(stop, monkeypatch)
@@ -234,7 +234,7 @@ def test_a_real_signal_to_everything_that_belongs_to_the_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("call", "place"), [(1, (0, 2, 2)), (3, (1, 0, 3))])
-def test_two_processes_stop_after_the_same_step_and_go_on_to_the_same_bits(
+def test_two_processes_stop_after_the_same_step_and_resume_to_the_same_bits(
     experiment: Path, tmp_path: Path, call: int, place: tuple[int, int, int]
 ) -> None:
     """Only the second one gets the signal; inside an epoch the first one knows a step later, at its end at once."""
