@@ -69,7 +69,6 @@ def estimate_training_step(
 
     size          (H, W) of the padded images, px
     objects       per image
-
     device_type   cpu | cuda, where the step will run
     autocast      type of the network where it is not float32
     """
