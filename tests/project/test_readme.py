@@ -1,4 +1,4 @@
-"""The README's commands: files that they name exist, and the cheap ones run."""
+"""The README's commands run, and files, folders and headings that the documents name exist."""
 
 import re
 import shlex
@@ -38,11 +38,24 @@ def test_cheap_commands_run(command: str) -> None:
     assert "detector: dino" in done.stdout
 
 
-def test_linked_files_exist() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+FOLDERS = "configs|d3q|datasets|docs|engine|models|ops|scripts|tests"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_linked_files_and_headings_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]+)#?([^)]*)\)", text):
+        target = document.parent / link
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_named_in_prose_exist(document: Path) -> None:
+    named = re.findall(rf"`((?:{FOLDERS})/[a-z0-9_./-]*)`", document.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_every_shipped_experiment_is_listed() -> None:
