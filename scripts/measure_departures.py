@@ -36,7 +36,7 @@ from models.build import build_criterion, build_detector, build_postprocess
 
 SIDE = 800
 OBJECT = 12.7  # px, the mean of AI-TOD-v2
-GAP = 1.5  # px between objects that stand as densely as parked cars
+GAP = 1.5  # px between objects as dense as parked cars
 MERGES: tuple[Literal["max"], Literal["sum"]] = ("max", "sum")
 BATCH, BATCHES = 4, 20
 SWITCHES: dict[str, dict[str, Any]] = {

@@ -1,9 +1,9 @@
 """Data: reading images, each step by Pillow and by torchvision, and opening a large annotation file.
 
-One process reads, as one loader worker does, on one thread. A sample is decoded, flipped and normalised, with its
-boxes, at the file's own size; "in memory" is data.cache_images. The simulated file has 20 objects per image; "all
-processes" is what opening it adds to the main process and the workers together, once they have fetched samples of it:
-proportional set sizes, each shared page counted once. AI-TOD twenty times over: --images 500000.
+One process reads on one thread, like one loader worker. A sample is decoded, flipped and normalised, with its boxes, at
+the file's own size; "in memory" is data.cache_images. The simulated file has 20 objects per image; "all processes" is
+the memory that opening it adds to the main process and the workers together, after they have fetched samples:
+proportional set sizes, each shared page counted once. Twenty times AI-TOD: --images 500000.
 """
 
 import argparse

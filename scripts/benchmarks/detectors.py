@@ -1,9 +1,8 @@
 """Training steps of whole detectors: time, and peak memory, estimated and measured, by precision and batch.
 
-Full-size experiments with random weights on random images with boxes of 6 to 30 px; a batch that does not fit is a row
-too. "Process" is what tensors take on the GPU (resident memory on a CPU) at the peak of a step, "predicted" and
-"measured" are what comes on top of the loaded detector; on CPUs, `memory` measures that. Rows are written to --json as
-they are found.
+Full-size experiments with random weights on random images with boxes of 6 to 30 px; a batch that does not fit gets a
+row, too. "Process" is the memory of tensors on the GPU (resident memory on a CPU) at the peak of a step, "predicted"
+and "measured" are on top of the loaded detector; on CPUs, use `memory` for that. Each row is written to --json at once.
 """
 
 import argparse

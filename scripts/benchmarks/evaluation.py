@@ -1,9 +1,9 @@
 """Evaluation: the metrics of simulated detections at AI-TOD's density, and pycocotools on a few of the images.
 
 Objects per image are log-normal, 1 to 2,000 of about 12 px, four fifths of them of one class. Of the detections, six in
-ten are displaced objects and the rest background, with scores to match. "gather" brings the predictions of all
-processes together, "evaluate" matches and accumulates. AI-TOD's test set: --images 14018. pycocotools is given the same
-areas, limits and thresholds; "difference" is the largest of any precision, recall or score in its result.
+ten are displaced objects and the rest background, with scores to match. "gather" collects the predictions of all
+processes, "evaluate" matches and accumulates. AI-TOD's test set: --images 14018. pycocotools uses the same areas,
+limits and thresholds; "difference" is the largest difference of any precision, recall or score.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How the cost of a detector grows: with objects, queries, image side and batch, one at a time.
 
-A shipped experiment with random weights. "Per unit" is the time over the number in the first column: where it falls,
+A shipped experiment with random weights. "Per unit" is the time divided by the number in the first column: if it falls,
 cost grows more slowly than that number. For the side, the unit is a thousand tokens of the encoder.
 """
 

@@ -1,10 +1,10 @@
 """Matching: all layers at once, against a cost matrix of all predictions and an assignment per layer.
 
 A full-size DINO on one 800x800 image: six decoder layers of 2,000 queries, and the 53,294 tokens of the encoder. The
-published computation is written anew (docs/fidelity.md): (Q, N) costs by broadcasting, scipy on that matrix. The
+published computation is reimplemented (docs/fidelity.md): (Q, N) costs by broadcasting, scipy on that matrix. The
 predictions are those of a trained detector (up to eight near every object), random ones, or all nearly alike, which
-makes the assignment hard. "other matches" counts objects that got another prediction, and "cost difference" is the
-total cost of all matches here less that of the published ones, both from the same costs, added up in float64.
+makes the assignment hard. "other matches" counts objects with another prediction, and "cost difference" is the total
+cost of all matches here minus that of the published ones, both from the same costs, summed in float64.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Peak memory of a training step, estimated and measured.
 
-Each case in a process of its own, on random images with boxes of 6 to 30 px; the density is taken to be estimated
-right. "Process" is resident memory with Python and its libraries; on a GPU, the tensors there. "Step" is what comes on
-top of a process that has loaded the detector.
+Each case runs in its own process, on random images with boxes of 6 to 30 px, and assumes a perfect count estimate.
+"Process" is resident memory with Python and its libraries; on a GPU, the tensors there. "Step" is the memory on top of
+a process that has loaded the detector.
 """
 
 import argparse

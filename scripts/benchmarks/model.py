@@ -1,7 +1,8 @@
 """A detector's inference, part by part: time, peak memory, parameters, floating-point operations.
 
-A shipped experiment with random weights on random images. Each part is run on what the parts before it returned; the
-decoder for several query counts. "CPU seconds" add up the threads and are steadier than wall seconds beside other work.
+A shipped experiment with random weights on random images. Each part runs on the results of the parts before it; the
+decoder for several query counts. "CPU seconds" are summed over threads, and vary less than wall seconds beside other
+work.
 """
 
 import argparse

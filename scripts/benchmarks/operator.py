@@ -4,10 +4,10 @@ The shapes of a full-size detector on one 800x800 image: 8 heads of 32 channels,
 every one of the 53,294 tokens is a query, the decoder has 300, 900 or 2,000. "head-major" is a value whose memory is
 ordered (B, M, S, D).
 
-On a GPU, "share of memory limit" is how near the time comes to that of reading every input once and writing every
-result once, at the speed of a copy within the same memory: no kernel can be faster. "share of L2 limit" is that of
-reading the four neighbours of every sample, at the speed at which torch sums what lies in the L2 cache: a kernel is
-faster only as far as neighbours come from the cache before that. Times there are those of several calls in a row.
+On a GPU, the memory limit is the time to read every input once and write every result once, at the speed of a copy in
+the same memory: no kernel can be faster. The L2 limit is the time to read the four neighbours of every sample, at the
+speed at which torch sums data in the L2 cache: a kernel is faster only by hits in the L1 cache. "share of ... limit" is
+the limit divided by the time. Times on a GPU are those of several consecutive calls.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Density targets: all objects of a batch at once, against the published loop over objects.
 
-One 800x800 image, a map of 200x200 cells, objects of 6 to 30 pixels. The loop is written anew after the published
-computation (docs/fidelity.md): a kernel per object, laid on the map by maximum.
+One 800x800 image, a map of 200x200 cells, objects of 6 to 30 pixels. The loop is a reimplementation of the published
+one (docs/fidelity.md): a kernel per object, merged into the map by maximum.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A training step: forward, losses with matching, backward, optimiser; time and peak memory.
 
-A shipped experiment with random weights, on random images with boxes of 6 to 30 px. The first step, which makes the
-optimiser's state, is not timed; peak memory is that of a later one, so that it holds weights, gradients and state.
+A shipped experiment with random weights, on random images with boxes of 6 to 30 px. The first step, which creates the
+optimiser's state, is not timed; peak memory is that of a later step, with weights, gradients and state.
 """
 
 import argparse

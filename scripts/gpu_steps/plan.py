@@ -209,7 +209,7 @@ def _sanitizer(day: Day, tool: str) -> Step:
         name=tool,
         command=command,
         limit=150,
-        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # each tensor its own allocation: borders are seen
+        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # one allocation per tensor, to detect accesses beyond it
         missing=NO_GPU if not day.gpus else "" if program else "compute-sanitizer is not installed",
         read=figures.sanitizer,
     )

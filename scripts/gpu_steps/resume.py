@@ -2,8 +2,8 @@
 
 python -m scripts.gpu_steps.resume FOLDER [--device cuda] [--processes 2]
 
-The toy of tests/chaos with heads that the compiled kernels take, and runtime.deterministic. On GPUs another
-undisturbed run tells whether the device repeats itself at all. Exit code 1 where anything differs.
+The toy of tests/chaos with head widths that the compiled kernels support, and runtime.deterministic. On GPUs a second
+uninterrupted run shows whether the device is deterministic at all. Exit code 1 if anything differs.
 """
 
 import argparse

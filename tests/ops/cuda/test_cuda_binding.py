@@ -1,4 +1,4 @@
-"""The binding of the CUDA kernels and what calls it, on the CPU: the sources without those that need a GPU."""
+"""The binding of the CUDA kernels and what calls it, on the CPU: the sources without files that need a GPU."""
 
 import shutil
 import subprocess
