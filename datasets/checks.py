@@ -114,7 +114,7 @@ def check_query_limit(dataset: CocoDetection, limit: int, findings: Findings) ->
     if above.any():
         message = (
             f"{dataset.table.path}: {int(above.sum())} of {len(dataset)} images have more objects than the {limit} "
-            f"queries they can get, at most {int(dataset.objects_per_image.max())}; the surplus is not learnt: raise "
-            "model.num_queries, and model.d3q.max_queries where it is set"
+            f"queries they can get, at most {int(dataset.objects_per_image.max())}; the surplus is not trained on: "
+            "raise model.num_queries, and model.d3q.max_queries if it is set"
         )
         findings.add("warning", "more_objects_than_queries", message, count=int(above.sum()))

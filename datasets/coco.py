@@ -1,4 +1,4 @@
-"""The one data set class: a COCO annotation file and a folder of images -> (image, Target)."""
+"""The data set class: a COCO annotation file and a folder of images -> (image, Target)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from datasets.structures import DataError, GroundTruth, SampleKey, Target
 from datasets.transforms import Sample, Transform, resized_shape
 
 MANY_DROPPED = 0.1
-"""Share of the objects, above which a warning says so"""
+"""Share of dropped objects above which a warning is given."""
 
 
 class CocoDetection(Dataset[tuple[Tensor, Target]]):
@@ -35,17 +35,17 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     transforms         (Sample, rng) -> Sample; the last one must make the image a tensor
     training           a zero-area box is a bad annotation; evaluation keeps it, as official evaluators do
     seed               augmentation is a function of (seed, epoch, image id): workers and ranks do not matter
-    on_bad_annotation  "error" | "skip": what a wrong annotation leads to; `skipped` counts those left out
-    drop_empty         leave out images without a usable object, as published; not in evaluation
+    on_bad_annotation  "error" | "skip": policy for bad annotations; `skipped` counts them
+    drop_empty         drop images without a usable object, as published; not in evaluation
     max_image_pixels   a larger image is refused
     exif               "auto" | "apply" | "ignore": whether a camera's rotation is undone, as in `read_image`
-    recompute_area     an `area` of 0 beside a sound box is width times height; False for comparisons with pycocotools
+    recompute_area     replace an `area` of 0 beside a sound box by width x height; False to compare with pycocotools
     num_classes        of the model, which decides whether categories that are only the parents of others are classes
-    findings           gets all that is found, errors too, and what is left is opened; without one they are raised
+    findings           collects all findings, and the sound rest is opened; without it, errors are raised
 
     Targets hold the usable objects, clipped to the image: crowds, ignored boxes, boxes below 1 px and boxes
-    outside the image are left out, as published, and counted in `dropped`. `ground_truth` has everything, as in
-    the file, but for areas of 0. Labels are contiguous, in the order of the category ids. Annotation ids play no part.
+    outside the image are dropped, as published, and counted in `dropped`. `ground_truth` has everything, as in
+    the file, except areas of 0. Labels are contiguous, in the order of the category ids. Annotation ids are not used.
 
     raises DataError at construction for a file that cannot be used, at `dataset[key]` for an unusable image.
     """
@@ -88,8 +88,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         usable_per_image = np.diff(usable_before[self.table.first_object])
         if training and not self._usable.any():
             raise DataError(
-                f"{annotations}: no usable object in {len(self.table.image_ids)} images (left out: "
-                f"{self.dropped | self.skipped}); there is nothing to learn, check annotations"
+                f"{annotations}: no usable object in {len(self.table.image_ids)} images (dropped: "
+                f"{self.dropped | self.skipped}); nothing to train on: check the annotations"
             )
         own = Findings() if findings is None else findings
         self._warn_of_many_dropped(own)
@@ -138,13 +138,13 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return sample.image, target
 
     def read_image(self, index: int) -> Image.Image:
-        """The image file, RGB, in the frame that its boxes are in."""
+        """Decode the image to RGB, in the frame of its boxes."""
         if self._cache is not None:
             return self._cache[index]
         return read_image(self.image_file(index), max_pixels=self.max_image_pixels, exif=self.exif)
 
     def image_file(self, index: int) -> ImageFile:
-        """Where the image is, and what the annotation file says of it."""
+        """Path of the image, and what its annotation file says about it."""
         position, _ = self._locate(index)
         height, width = self.table.sizes[position].tolist()
         entry = f"{self.table.path}: images[{position}] (id {self.table.image_ids[position]})"
@@ -153,8 +153,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     def cache_images(self, *, threads: int, copies: int = 1) -> None:
         """Decode every image now and keep them in memory, which forked workers share.
 
-        copies   processes on this machine that do the same
-        raises   DataError where the memory does not suffice, before decoding, and for an unusable image
+        copies   processes on this machine with such a cache
+        raises   DataError for too little memory, before decoding, and for an unusable image
         """
         try:
             self._cache = ImageCache(sizes=self.image_sizes, read=self.read_image, threads=threads, copies=copies)
@@ -178,9 +178,9 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return self.images_root / self.table.file_names[int(self._positions[index])]
 
     def check_files(self, findings: Findings | None = None, *, follow_links: bool = False) -> None:
-        """Look for every image file, and for files that two entries name; decode none.
+        """Check that every image file exists and belongs to one entry only; decode nothing.
 
-        follow_links   accept links that lead out of the images folder
+        follow_links   accept links to files outside the images folder
         findings       gets every missing file; without one they are raised as a DataError
         """
         found = Findings() if findings is None else findings
@@ -190,7 +190,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             found.raise_errors()
 
     def ground_truth(self, index: int) -> GroundTruth:
-        """The image's objects as in the file: nothing clipped, nothing dropped but what `skipped` counts."""
+        """The image's objects as in the file: nothing clipped, nothing dropped except what `skipped` counts."""
         position, objects = self._locate(index)
         return GroundTruth(
             image_id=int(self.table.image_ids[position]),
@@ -201,8 +201,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         )
 
     def remarks(self) -> list[str]:
-        """Lines of a report: what was left out, what was mended in memory, and what is odd."""
-        counts = {"left out": self.dropped | self.skipped, "mended": self.fixed}
+        """Lines of a report: what was dropped, what was fixed in memory, and warnings."""
+        counts = {"dropped": self.dropped | self.skipped, "fixed": self.fixed}
         lines = [f"{what}: {found}" for what, found in counts.items() if found]
         return lines + [f"warning: {text}" for text in self.warnings]
 
@@ -244,7 +244,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)], axis=1)
 
     def _find_usable(self) -> tuple[np.ndarray, dict[str, int]]:
-        """-> usable (N,) bool, and why the others are not.
+        """Usable objects, (N,) bool, and how many are not, by reason.
 
         Source: mmdet CocoDataset.parse_data_info and Resize's clipping.
         """
@@ -266,7 +266,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return usable, {reason: count for reason, count in dropped.items() if count}
 
     def _warn_of_many_dropped(self, findings: Findings) -> None:
-        """A warning where more than a tenth of the file's objects are no usable ones, for whatever reason."""
+        """Warn when more than a tenth of the file's objects are unusable, for any reason."""
         reasons = self.dropped | self.skipped
         count, total = sum(reasons.values()), len(self.table.boxes) + sum(self.skipped.values())
         if count <= total * MANY_DROPPED:
@@ -279,7 +279,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         findings.add("warning", "many_dropped", message, count=count)
 
     def _warn_of_empty_classes(self, findings: Findings) -> None:
-        """A warning that names the classes that cannot be learnt."""
+        """Warn of classes without an object to learn from."""
         counts = np.bincount(self.table.labels[self._usable], minlength=len(self.categories))
         empty = [name for name, count in zip(self.categories, counts, strict=True) if count == 0]
         if self.training and empty and not findings.counts("error"):
@@ -291,7 +291,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             findings.add("warning", "empty_category", message, count=len(empty))
 
     def _count_clipped(self) -> int:
-        """Usable objects that reach beyond their image, which are clipped."""
+        """Number of usable objects that extend beyond their image and are clipped."""
         limits = np.repeat(self.table.sizes[:, ::-1], np.diff(self.table.first_object), axis=0)
         low, high = self.table.boxes[:, :2], self.table.boxes[:, :2] + self.table.boxes[:, 2:]
         return int((((low < 0) | (high > limits)).any(axis=1) & self._usable).sum())

@@ -1,4 +1,4 @@
-"""The one exception of this package. Without torch: scripts that only write data import it in no time."""
+"""The exception of this package. Imports no torch, so that scripts that only write data start fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class DataError(Exception):
     reason   a short name of the kind of problem, such as missing_image
 
     A DataLoader re-raises a worker's exception as `type(error)(text)`, where text is the worker's whole
-    traceback. `summary()` gives back the clean message in both cases.
+    traceback. `summary()` returns the clean message in both cases.
     """
 
     def __init__(self, message: str, reason: str = "data") -> None:

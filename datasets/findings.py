@@ -1,4 +1,4 @@
-"""What is wrong with the data: every finding is counted, the first hundred thousand are kept."""
+"""Record of problems in the data: every finding is counted, the first 100,000 are kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SHOWN, KEPT = 20, 100_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing, or `count` things of a kind.
+    """One problem, or `count` problems of a kind.
 
-    severity  error: nothing is trained; skipped: left out; fixed: mended in memory; warning: as it is
+    severity  error: stops the run; skipped: not used; fixed: corrected in memory; warning: used unchanged
     reason    a short name of the kind, such as unknown_image
     message   one line: file, entry, field, value, remedy
     """
@@ -36,7 +36,7 @@ class Findings:
         self._counts: Counter[tuple[Severity, str]] = Counter()
 
     def add(self, severity: Severity, reason: str, message: str, *, count: int = 1, hint: str = "") -> None:
-        """hint   what helps against every finding of this reason; said once"""
+        """hint   remedy for every finding of this reason; shown once"""
         self._counts[severity, reason] += count
         if len(self.kept) < KEPT:
             self.kept.append(Finding(severity, reason, one_line(message), count))
@@ -44,14 +44,14 @@ class Findings:
             self.hints[hint] = None
 
     def counts(self, severity: Severity) -> dict[str, int]:
-        """Reason -> how many."""
+        """Number of findings by reason."""
         return {reason: count for (kind, reason), count in self._counts.items() if kind == severity}
 
     def messages(self, severity: Severity) -> list[str]:
         return [finding.message for finding in self.kept if finding.severity == severity]
 
     def raise_errors(self) -> None:
-        """Raises DataError with the first errors and totals; does nothing where there are none."""
+        """Raise DataError with the first errors and totals, if there are any."""
         counts = self.counts("error")
         total, shown = sum(counts.values()), self.messages("error")[:SHOWN]
         hints = "".join(f"; {hint}" for hint in self.hints)

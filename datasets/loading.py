@@ -23,13 +23,13 @@ from datasets.coco import CocoDetection
 from datasets.structures import DataError, SampleKey, Target
 
 PAUSES = (0.1, 1.0)
-"""Seconds before an image is read again: files on a network come and go"""
+"""Seconds before each retry: network files may be unavailable for a moment"""
 MAX_SUBSTITUTES = 10
-"""Images tried in the place of one that cannot be read"""
+"""Images tried as a substitute for an unreadable one"""
 
 
 class WorkerBoard:
-    """What each worker of a loader is at, in memory that it shares with the training process."""
+    """The image that each worker of a loader is reading, in memory shared with the training process."""
 
     def __init__(self, workers: int) -> None:
         self._columns = RawArray("d", 3 * max(workers, 1))  # process, index or -1, since when
@@ -48,13 +48,13 @@ class WorkerBoard:
 
 
 class ImageReader(Dataset[tuple[Tensor, Target]]):
-    """A data set whose images are read with patience.
+    """A data set that retries images that cannot be read.
 
-    board          told of every image
-    on_bad_image   "error": an image that cannot be read, after some tries, raises DataError. "skip": the next one that
-                   can be takes its place, as often as it comes; its target says so
+    board          records the image that each worker is reading
+    on_bad_image   "error": an image that is unreadable after some retries raises DataError. "skip": the next readable
+                   image replaces it every time; the target's `stands_for` says so
 
-    An error of any other kind becomes a DataError that names the image, in a loader's worker.
+    In a loader's worker, any other error becomes a DataError that names the image.
     """
 
     def __init__(self, dataset: CocoDetection, *, board: WorkerBoard, on_bad_image: Literal["error", "skip"]) -> None:
@@ -109,15 +109,15 @@ class ImageReader(Dataset[tuple[Tensor, Target]]):
                 image, target = self._try(epoch, (index + offset) % len(self))
             except DataError:
                 continue
-            print(f"warning: {problem}; image {target.image_id} takes its place", file=sys.stderr, flush=True)
+            print(f"warning: {problem}; replaced by image {target.image_id}", file=sys.stderr, flush=True)
             return image, replace(target, stands_for=self.dataset.ground_truth(index).image_id)
-        raise DataError(f"{problem}; the {MAX_SUBSTITUTES} images that follow cannot be read either")
+        raise DataError(f"{problem}; the next {MAX_SUBSTITUTES} images are unreadable too")
 
 
 class ImageLoader(DataLoader[Any]):
-    """A loader of an ImageReader; a worker that dies or hangs raises DataError, with the images it may be about.
+    """DataLoader of an ImageReader; a worker that dies or hangs raises DataError with the images it was reading.
 
-    Workers that cannot be started raise DataError too.
+    Workers that fail to start raise DataError too.
     """
 
     dataset: ImageReader
@@ -141,7 +141,7 @@ class ImageLoader(DataLoader[Any]):
 
 @contextmanager
 def worker_failures_named(loader: ImageLoader) -> Iterator[None]:
-    """Raises DataError where a worker was killed or gives no batch; the first may be noticed at any moment."""
+    """Raise DataError if a worker was killed or timed out; a death may be noticed at any moment."""
     try:
         yield
     except RuntimeError as error:
@@ -160,7 +160,7 @@ def _killed(loader: ImageLoader, text: str) -> str:
     rows = loader.dataset.board.rows()
     images = [loader.dataset.name(index) for process, index, _ in rows if process in processes and index >= 0]
     end = text.splitlines()[0].strip().rstrip(".")
-    return f"{end}. It was at {'; '.join(images) or 'no image that is known'}. {_shortage()}"
+    return f"{end}. It was reading {'; '.join(images) or 'no known image'}. {_shortage()}"
 
 
 def _shortage() -> str:
@@ -174,12 +174,12 @@ def _shortage() -> str:
 def _hanging(loader: ImageLoader) -> str:
     rows = loader.dataset.board.rows()
     images = [f"{loader.dataset.name(index)}, for {seconds:.0f} s" for _, index, seconds in rows if index >= 0]
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what follows is no news
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the kills below are no failures
     for process, _, _ in rows:
-        os.kill(process, signal.SIGKILL)  # nobody shall wait for them
+        os.kill(process, signal.SIGKILL)  # else the exit would wait for them
     return (
-        f"no batch in {loader.timeout:.0f} s; loading: {'; '.join(images) or 'nothing that is known'}. Look at the "
-        "storage, or set data.worker_timeout higher"
+        f"loading timed out after {loader.timeout:.0f} s without a batch; reading: "
+        f"{'; '.join(images) or 'no known image'}. Check the storage, or set data.worker_timeout higher"
     )
 
 

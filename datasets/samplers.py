@@ -1,4 +1,4 @@
-"""Which image goes to which process, and when: a function of (seed, epoch, rank) and nothing else."""
+"""Batch samplers for several ranks: the order of images is a function of (seed, epoch, rank) alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _check_ranks(num_images: int, rank: int, world_size: int) -> None:
 class TrainSampler(Sampler[list[SampleKey]]):
     """Batch sampler for training: `DataLoader(dataset, batch_sampler=TrainSampler(...))`.
 
-    Each epoch is one permutation from (seed, epoch). Where it does not divide by world_size it wraps around:
-    its first images come again, so every rank sees ceil(num_images / world_size) images and has the same
-    batches in number and size. Apart from those repeats the ranks are disjoint, and no image is left out. The
-    last batch may be smaller. A set smaller than world_size is repeated as often as needed.
+    Each epoch is one permutation from (seed, epoch). If it does not divide by world_size it wraps around:
+    its first images are repeated, so every rank sees ceil(num_images / world_size) images, in batches of the same
+    number and size. Apart from those repeats the ranks are disjoint, and no image is dropped. The last batch may
+    be smaller. A set smaller than world_size is repeated as often as needed.
 
     The epoch travels inside every key, so persistent workers see it too.
     """
@@ -41,7 +41,7 @@ class TrainSampler(Sampler[list[SampleKey]]):
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the permutation; call it before each epoch, also after a resume.
 
-        start_batch   leave out so many batches, those of the epoch that a stopped run was through with
+        start_batch   number of batches to skip: those that a stopped run has already trained on
         """
         self.epoch, self.start_batch = epoch, start_batch
 
@@ -62,9 +62,9 @@ class TrainSampler(Sampler[list[SampleKey]]):
 class EvalSampler(Sampler[list[int]]):
     """Batch sampler for evaluation: each image exactly once over all ranks, nothing repeated.
 
-    The batches are those of a single process, dealt out in turn: an image has the same mates, and with them the
-    same padding and rounding, on any number of ranks. Ranks may differ by one batch (and get none at all from a
-    small set), so a loop over it must not hold a collective operation per batch.
+    The batches are those of a single process, distributed round-robin: an image has the same batch, padding and
+    rounding on any number of ranks. Ranks may differ by one batch (and a small set may give some ranks none), so a
+    loop over it must not call a collective per batch.
     """
 
     def __init__(self, *, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

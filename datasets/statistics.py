@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TINY = (2, 4)
-"""px; sizes below which an object is hardly there"""
+"""px; sizes below which an object is hardly visible"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DatasetStatistics:
 
 
 def describe_scaled(sizes: np.ndarray, size: tuple[int, int]) -> str:
-    """How many objects are hardly there in the network's input.
+    """Count objects that are hardly visible in the network's input.
 
     sizes   (N,) sqrt(w*h), px of images scaled to `size` (height, width)
     """

@@ -28,7 +28,7 @@ class Target:
     image_id       the file's own image id
     size           (h, w) of the unpadded network input, px
     original_size  (H, W) of the image file, px
-    stands_for     id of an image that could not be read, in whose place this one is
+    stands_for     id of the unreadable image that this one replaces
     """
 
     boxes_xyxy: Tensor
@@ -100,7 +100,7 @@ class GroundTruth:
 
     boxes   (N, 4)  float64 xywh, px of the image file; nothing clipped, nothing dropped
     labels  (N,)    int64, contiguous 0..K-1
-    areas   (N,)    float64 px^2: the annotation's own `area`, or w*h where it has none
+    areas   (N,)    float64 px^2: the annotation's own `area`, or w*h without one
     crowd   (N,)    bool
     """
 

@@ -46,7 +46,7 @@ class ObjectColumns:
     def reorder(self, order: np.ndarray) -> ObjectColumns:
         """(M,) distinct indices -> these objects in this order, written over the old ones column by column.
 
-        At no moment is there a second copy of more than one column.
+        Needs memory for a copy of one column, not of all.
         """
         columns = {}
         for field in fields(self):
@@ -57,7 +57,7 @@ class ObjectColumns:
 
 
 class ColumnsBuilder:
-    """Objects of block after block in buffers that grow in place: no moment needs room for two copies."""
+    """Objects of block after block in buffers that grow in place, without a second copy."""
 
     def __init__(self) -> None:
         self._empty = {field.name: getattr(ObjectColumns.empty(), field.name) for field in fields(ObjectColumns)}

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 _CHUNK = 1 << 21
 """Characters read at a time, at least."""
 _ENTRIES = 10_000
-"""Of a block that is read entry by entry."""
+"""Entries of a block that is read entry by entry."""
 
 _decode = json.JSONDecoder().raw_decode
 _skip_space = re.compile(r"[ \t\n\r]*").match
@@ -33,10 +33,10 @@ Consumer = Callable[[list[Any]], None]
 
 
 def read_object(path: Path, consumers: Mapping[str, Consumer]) -> Any:
-    """The file's JSON value; of an object, the lists named in `consumers` go there in blocks and come back empty.
+    """The file's JSON value; lists of an object named in `consumers` go there in blocks and are returned empty.
 
     path        UTF-8, with or without a byte order mark
-    consumers   key of the object -> what takes the list of that key
+    consumers   key of the object -> called with each block of the list of that key
     raises      InvalidJSONError, also for a key that occurs twice; OSError, ValueError, RecursionError
     """
     with path.open(encoding="utf-8-sig", newline="") as file, without_garbage_collection():
@@ -106,7 +106,7 @@ class _Reader:
                     continue
                 self.at = error.pos
                 raise self.error(error.msg) from None
-            if end < len(self.text) - 2 or not self._extend():  # else a number may go on, as 1 does in 1e-4
+            if end < len(self.text) - 2 or not self._extend():  # else the number may continue, as 1 does in 1e-4
                 self.at = end
                 return value
 
@@ -122,7 +122,7 @@ class _Reader:
                 return
 
     def _block(self) -> list[Any]:
-        """The next entries, as many as are at hand where they are objects; at least one."""
+        """The next entries: of objects, all that are in the window; at least one."""
         if len(self.text) - self.at < _CHUNK:
             self._extend()
         self.peek()
@@ -147,7 +147,7 @@ class _Reader:
         return InvalidJSONError(f"line {line}, column {column}: {problem}")
 
     def _extend(self) -> bool:
-        """Forget what was read and append as much again as is left; False at the end of the file."""
+        """Drop what was read and double the rest; False at the end of the file."""
         more = self.file.read(max(_CHUNK, len(self.text) - self.at))
         if more:
             self.line, self.column = self._place()
@@ -205,7 +205,7 @@ def as_flag(value: Any) -> bool | None:
 
 
 def id_key(value: Any) -> Hashable:
-    """Equal for ids that read alike: an integer where it is one, else the text, else how it is written."""
+    """Key of an id, equal for ids that mean the same: the integer, else the text, else the shortened value."""
     number = as_integer(value)
     if number is not None:
         return number

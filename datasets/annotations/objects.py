@@ -15,7 +15,7 @@ from datasets.annotations.json_stream import as_flag, as_integer, as_number, des
 from datasets.annotations.validation import Categories, Fixes, Images
 from datasets.findings import Findings, Severity
 
-SKIP_HINT = "or set data.on_bad_annotation: skip to leave such annotations out"
+SKIP_HINT = "or set data.on_bad_annotation: skip to skip such annotations"
 
 
 class EntryReader:
@@ -110,7 +110,7 @@ class EntryReader:
 
 
 class _FaultError(Exception):
-    """What is wrong with an annotation and how to fix it, and the reason's name."""
+    """Fault of an annotation with its remedy; `reason` is its short name."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -136,17 +136,15 @@ def _read_box(box: Any, *, keep_zero_area: bool) -> list[float]:
 
 
 def _read_area(value: Any) -> float | None:
-    """None where it is not given."""
+    """None without a value."""
     area = as_number(value)
     if value is not None and (area is None or not 0 <= area < HUGE**2):
-        raise _FaultError(
-            "bad_area", f"area {shorten(value)} is no number >= 0; write it in px^2 or leave the field out"
-        )
+        raise _FaultError("bad_area", f"area {shorten(value)} is no number >= 0; write it in px^2 or omit the field")
     return area
 
 
 def _read_flag(entry: dict[str, Any], key: str) -> bool:
-    """False where it is not there."""
+    """False without the field."""
     flag = as_flag(entry.get(key, 0))
     if flag is None:
         raise _FaultError(f"bad_{key}", f"{key} {shorten(entry[key])} is neither 0 nor 1; write one of them")
@@ -180,26 +178,26 @@ class AnnotationIds:
         return [value if good else spare + i for i, (value, good) in enumerate(zip(ids, usable, strict=True))]
 
     def __getitem__(self, number: int) -> int | None:
-        """Id of an annotation of the file; None where it has none that can be kept."""
+        """Id of an annotation of the file; None for a missing or unusable one."""
         value = self._ids[number]
         return value if value in IDS else None
 
     def report(self, path: Path, findings: Findings, *, renumber: bool) -> None:
-        """renumber   number repeated ids anew in memory instead of refusing them"""
+        """renumber   renumber repeated ids in memory instead of refusing them"""
         ids = np.frombuffer(self._ids, dtype=np.int64)
         for key, what in (("id", "numbered"), ("area", "width times height"), ("iscrowd", "0")):
             if self._lacking[key]:
                 message = f"{path}: {self._lacking[key]} annotations without {key}: {what}"
                 findings.add("fixed", f"no_{key}", message, count=self._lacking[key])
         if zeros := int((ids == 0).sum()):
-            message = f"{path}: annotation id 0, which pycocotools takes for no match: counted from 1 in memory"
+            message = f"{path}: annotation id 0, which pycocotools takes for no match: renumbered from 1 in memory"
             findings.add("fixed", "id_zero", message, count=zeros)
         if (np.diff(ids) > 0).all():
             return
         order = np.argsort(ids, kind="stable")
         again = order[1:][ids[order[1:]] == ids[order[:-1]]]
         if renumber and len(again):
-            message = f"{path}: {len(again)} annotations have the id of another one: counted from 1 in memory"
+            message = f"{path}: {len(again)} annotations repeat an earlier id: renumbered from 1 in memory"
             findings.add("fixed", "repeated_id", message, count=len(again))
             return
         first = dict(zip(ids[order[::-1]].tolist(), order[::-1].tolist(), strict=True)) if len(again) else {}
@@ -207,8 +205,8 @@ class AnnotationIds:
             value = int(ids[number])
             message = (
                 f"{path}: {describe('annotations', number, {'id': value})}: is also the id of "
-                f"annotations[{first[value]}]; number them anew (other tools lose objects)"
+                f"annotations[{first[value]}]; renumber them (other tools lose objects)"
             )
             findings.add(
-                "error", "repeated_id", message, hint="or set data.on_bad_annotation: skip to number them here"
+                "error", "repeated_id", message, hint="or set data.on_bad_annotation: skip to renumber them in memory"
             )

@@ -11,17 +11,17 @@ from datasets.annotations.columns import ObjectColumns
 from datasets.findings import Findings
 
 FEWEST = 5
-"""Boxes that a convention is told from."""
+"""Boxes needed to detect a convention."""
 SOME = 12
 """Boxes of which a fifth beyond the image, not half of them, is evidence for corners."""
 MANY = 20
 """Boxes whose order alone is evidence for corners."""
 IMAGES = 10
-"""Images of which so many with all boxes in the same quarter are no chance."""
+"""Images; if so many have all boxes in the same quarter, it is no coincidence."""
 
 
 def recompute_zero_areas(objects: ObjectColumns, path: Path, findings: Findings) -> None:
-    """In place: width times height where `area` is 0 beside a box that has one.
+    """Replace an `area` of 0 by width times height, in place.
 
     `area` decides in which size class an object is evaluated.
     """
@@ -38,7 +38,7 @@ def recompute_zero_areas(objects: ObjectColumns, path: Path, findings: Findings)
 
 
 def check_areas(objects: ObjectColumns, path: Path, findings: Findings) -> None:
-    """A warning for areas that no object in its box can have: beyond it, or in many objects a hundredth of it.
+    """Warn of areas that do not fit the box: larger than it, or in many objects below a hundredth of it.
 
     Masks are smaller than boxes, thin diagonal ones much smaller, rounded ones a little larger.
     """
@@ -54,7 +54,7 @@ def check_areas(objects: ObjectColumns, path: Path, findings: Findings) -> None:
         message = (
             f"{path}: annotations: the area of {odd.sum():,} objects is far from their box, such as "
             f"{objects.areas[first]:g} px^2 beside bbox {objects.boxes[first].tolist()}; it decides in which size "
-            "class they are evaluated: write it in px^2 or leave the field out"
+            "class they are evaluated: write it in px^2 or omit the field"
         )
         findings.add("warning", "area_far_from_box", message, count=int(odd.sum()))
 
@@ -67,11 +67,11 @@ def check_box_convention(
     boxes (N, 4) xywh px, sizes (I, 2) height, width of the images, owner (N,) the image of each box
 
     Fractions: a tenth of the boxes are narrower or lower than one pixel and lie in the top left pixel of a larger
-    image, where hardly a sound box is.
+    image, where sound boxes are rare.
 
     Corners: nine tenths of the boxes, or of those of images with five and more, are wider than their x and higher than
     their y, and would be corners inside the image. That holds for sound boxes too where objects are as large as the
-    image, so one of two things is asked besides. Boxes leave the image: sound ones do not, and those beyond several
+    image, so one of two further signs is required. Boxes leave the image: sound ones do not, and those beyond several
     borders are no corners inside it. Or width grows with x and height with y, relative to the image, in at least 20
     boxes: of corners of small objects they are nearly equal, of sound boxes independent of each other, or one limits
     the other.
@@ -112,9 +112,9 @@ def check_box_convention(
 def _warn_of_one_quarter(
     boxes: np.ndarray, sizes: np.ndarray, owner: np.ndarray, path: Path, findings: Findings
 ) -> None:
-    """Where nearly all images have all of their boxes in the top left quarter: by chance one in four has.
+    """Warn if nearly all images have all of their boxes in the top left quarter; by chance one in four has.
 
-    So are percentages in larger images, and boxes of images that were enlarged later.
+    Percentages in larger images look so, and boxes of images that were enlarged later.
     """
     beyond = np.zeros(len(boxes), dtype=bool)
     for k in (0, 1):
@@ -170,10 +170,10 @@ def _grow_with_position(boxes: np.ndarray, limits: np.ndarray) -> bool:
 
 
 def count_repeats(boxes: np.ndarray, labels: np.ndarray, owner: np.ndarray, path: Path, findings: Findings) -> None:
-    """A warning that counts objects with image, class and box of another one."""
+    """Warn of objects that repeat image, class and box of an earlier one."""
     columns: list[np.ndarray] = [*boxes.view(np.uint64).T, labels.astype(np.uint64), owner.astype(np.uint64)]
     mixed = np.zeros(len(boxes), dtype=np.uint64)
-    for column in columns:  # equal objects have equal numbers, others hardly ever
+    for column in columns:  # equal objects have equal hashes, others almost never
         mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(29)
     order = np.argsort(mixed, kind="stable")
@@ -183,7 +183,7 @@ def count_repeats(boxes: np.ndarray, labels: np.ndarray, owner: np.ndarray, path
     if len(repeated):
         first = boxes[repeated[0]].tolist()
         message = (
-            f"{path}: annotations: {len(repeated)} objects repeat another one of their image exactly, such as bbox "
+            f"{path}: annotations: {len(repeated)} objects repeat another object of their image exactly, such as bbox "
             f"{first}; remove them unless they are meant"
         )
         findings.add("warning", "repeated_object", message, count=len(repeated))

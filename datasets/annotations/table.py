@@ -49,12 +49,12 @@ class AnnotationTable:
     first_object  (I+1,)  int64, objects of image i are first_object[i] : first_object[i + 1]
     boxes         (N, 4)  float64 xywh px, as in the file
     labels        (N,)    int64, 0..K-1
-    areas         (N,)    float64 px^2, the `area` field, or w*h where it is not there or 0
+    areas         (N,)    float64 px^2, the `area` field, or w*h where it is missing or 0
     crowd         (N,)    bool, `iscrowd`
     ignored       (N,)    bool, the `ignore` field of AI-TOD and mmdet
-    skipped       bad annotations that were left out, counted by reason
-    fixed         what was mended in memory, counted by reason
-    warnings      what is odd, a line each
+    skipped       skipped annotations, counted by reason
+    fixed         what was fixed in memory, counted by reason
+    warnings      suspicious findings, a line each
     """
 
     path: Path
@@ -92,11 +92,11 @@ def read_annotations(
 ) -> AnnotationTable:
     """Parse and check a COCO file.
 
-    on_bad_annotation  "error": bad annotations are errors; "skip": leave them out and count them
-    keep_zero_area     boxes of zero width or height are no fault (official evaluators count them)
-    recompute_area     an `area` of 0 beside a sound box is width times height; False for comparisons with pycocotools
+    on_bad_annotation  "error": bad annotations are errors; "skip": skip and count them
+    keep_zero_area     accept boxes of zero width or height (official evaluators count them)
+    recompute_area     replace an `area` of 0 beside a sound box by width x height; False to compare with pycocotools
     num_classes        of the model, which decides whether categories that are only the parents of others are classes
-    findings           gets all that is found, errors too, and what is left comes back; without one they are raised
+    findings           collects all findings, and the sound rest is returned; without it, errors are raised
     raises             DataError; faults outside `annotations` are errors under either policy
     """
     found = Findings() if findings is None else findings
@@ -201,7 +201,7 @@ def _to_entries(
 
 
 def _load_json(path: Path, consumer: Consumer) -> dict[str, Any]:
-    """All but the annotations, which go to the consumer."""
+    """Read everything except the annotations, which go to the consumer."""
     try:
         document = read_object(path, {"annotations": consumer})
     except FileNotFoundError:
@@ -252,13 +252,13 @@ def _read_objects(
 
 
 def _find_known(objects: ObjectColumns, images: Images, categories: Categories) -> np.ndarray:
-    """(N,) bool: image and category are sound entries. A number that stands for a name is no id of an image."""
+    """(N,) bool: image and category are sound entries. A number that replaces a name is no id of an image."""
     own = np.setdiff1d(images.ids, np.array(list(images.named.values()), dtype=np.int64))
     return np.asarray(np.isin(objects.image_ids, own) & np.isin(objects.category_ids, categories.ids))
 
 
 def _positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Index of each id in `known`, which has all of them."""
+    """Index of each id in `known`, which contains all of them."""
     low, high = int(known.min()), int(known.max())
     if high - low < len(ids):  # a table is no larger than the ids, and ten times faster than a search at random
         table = np.empty(high - low + 1, dtype=np.int64)

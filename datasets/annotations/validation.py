@@ -1,4 +1,4 @@
-"""The images and categories of a COCO file, checked entry by entry; a faulty one is a finding and left out."""
+"""Images and categories of a COCO file, checked entry by entry; a faulty one is dropped, with a finding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_SIDE = 2**20
 class Categories:
     """names (K), ids (K,) int64, both by ascending id.
 
-    parents   names of those that are no classes
+    parents   names of those that are not classes
     refused   keys (id_key) of the ids of faulty entries
     """
 
@@ -56,7 +56,7 @@ class Images:
 
     @cached_property
     def _given(self) -> frozenset[int]:
-        """Numbers that are no ids of the file"""
+        """Numbers that are not ids of the file."""
         return frozenset(self.named.values())
 
 
@@ -68,9 +68,9 @@ def read_categories(
     used: Collection[Hashable] = (),
     num_classes: int | None = None,
 ) -> Categories:
-    """Every category becomes a class, except a mere parent: one without objects that is the supercategory of others.
+    """Every category becomes a class, except parents: those without objects that are the supercategory of others.
 
-    used          keys (id_key) of the categories that annotations refer to
+    used          keys (id_key) of the categories of annotations
     num_classes   of the model: parents stay where it counts them
     """
     names: dict[int, str] = {}
@@ -128,7 +128,7 @@ def _find_parents(
     for place in found:
         outcome = "no class here"
         if place not in dropped:
-            outcome = f"a class only because model.num_classes counts it; set {num_classes - 1} to leave it out"  # type: ignore[operator]
+            outcome = f"a class only because model.num_classes counts it; set {num_classes - 1} to drop it"  # type: ignore[operator]
         where = describe("categories", place, entries[place])
         message = (
             f"{path}: {where}: {shorten(written[place]['name'])} has no objects and is the supercategory of others: "
@@ -163,7 +163,7 @@ def read_images(entries: list[Any], path: Path, findings: Findings) -> Images:
             fixes.note("image_size", lambda: f"{path}: {describe('images', place, entry)}: {what}")
         first[image_id] = place
         names.append(entry["file_name"])
-        sizes.append((int(height), int(width)))  # type: ignore[arg-type]  # no fault: both are there
+        sizes.append((int(height), int(width)))  # type: ignore[arg-type]  # no fault: both are integers
         return None
 
     refused = _check_each("images", entries, ("id", "file_name", "height", "width"), check, path, findings)
@@ -207,7 +207,7 @@ def _check_each(
     *,
     excluded: Collection[int] = (),
 ) -> frozenset[Hashable]:
-    """Keys of the ids of the entries that have a fault; `excluded` are places of entries that are not looked at."""
+    """Keys of the ids of the entries that have a fault; `excluded` are places of entries that are not checked."""
     refused: set[Hashable] = set()
     for place, entry in enumerate(entries):
         if place in excluded:
@@ -243,13 +243,13 @@ def _size_fault(entry: dict[str, Any], **sizes: int | None) -> str | None:
 
 
 class Fixes:
-    """What was read as something else than it is written: counted by reason, with the first of each."""
+    """Values read in another form than written, such as "3" as 3: counted by reason, with the first of each."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[str, int]] = {}
 
     def note(self, reason: str, message: Callable[[], str]) -> None:
-        """message   is asked for once per reason"""
+        """message   called once per reason"""
         first, count = self._found.get(reason, ("", 0))
         self._found[reason] = first or message(), count + 1
 

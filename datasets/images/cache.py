@@ -1,4 +1,4 @@
-"""Decoded images kept in memory: for sets small enough, decoding happens once."""
+"""Cache of decoded images in memory: a small set is decoded once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 MAX_SHARE = 0.8
-"""Of the memory that is available; training needs some too."""
+"""Share of the available memory; training needs some too."""
 
 
 class CacheTooLargeError(Exception):
-    """The message names what is needed and what there is."""
+    """The message names needed and available memory."""
 
 
 class ImageCache:
@@ -22,7 +22,7 @@ class ImageCache:
 
     sizes    (N, 2)  int64 (height, width), px
     read     index -> RGB image of that size; called for every image, from `threads` threads
-    copies   processes on this machine that make the same cache
+    copies   processes on this machine with such a cache
     raises   CacheTooLargeError before anything is read, and what `read` raises
     """
 
@@ -40,7 +40,7 @@ class ImageCache:
                 pass
 
     def __getitem__(self, index: int) -> Image.Image:
-        """A copy of its own."""
+        """A copy of the image."""
         return Image.fromarray(self._view(index))
 
     def _view(self, index: int) -> np.ndarray:
@@ -49,7 +49,7 @@ class ImageCache:
 
 
 def available_bytes() -> int | None:
-    """Memory that programs can still get, under the limit of a container too; None where Linux's files are not.
+    """Available memory, within a container's limit; None without Linux's files.
 
     Source: proc(5), MemAvailable; cgroups(7), version 2.
     """

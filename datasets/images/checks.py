@@ -1,4 +1,4 @@
-"""A look at all image files of a data set before anything is trained on them; every problem is a finding."""
+"""Checks of all image files of a data set; every problem is a finding."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PLAIN_MODES = ("RGB", "L")
 
 
 def check_places(files: Sequence[ImageFile], *, root: Path, follow_links: bool, findings: Findings) -> None:
-    """Look for every file, one directory listing per folder; refuse links that lead out of the images folder, and two
-    entries of one file.
+    """Check that files exist, by one listing per folder; refuse links out of the images folder, and two entries of one
+    file.
 
     follow_links   accept such links
     """
@@ -56,7 +56,7 @@ def check_contents(
 ) -> list[bytes | None]:
     """Read the header of every file, or decode it whole, and compare it with the annotation file.
 
-    skip      a bad image is counted as left out, not as an error
+    skip      a bad image is skipped, not an error
     exif      as in `read_image`
     returns   digests of the pixels of each file, None where they were not decoded
     """
@@ -86,7 +86,7 @@ def check_contents(
 
 
 def _report_ambiguous(found: Sequence[tuple[ImageFile, int]], findings: Findings) -> None:
-    """One warning for all images whose size is annotated either way."""
+    """Warn once of all images whose annotated size fits both orientations."""
     if not found:
         return
     first = found[0][0]
@@ -94,7 +94,7 @@ def _report_ambiguous(found: Sequence[tuple[ImageFile, int]], findings: Findings
     message = (
         f"{len(found):,} image{'s' if len(found) > 1 else ''} with a camera rotation that the size cannot confirm "
         f"(EXIF orientation {kinds}), first {one_line(str(first.path))} ({first.entry}): read as stored. Boxes drawn "
-        "in a tool that turns images, such as a browser or OpenCV, are misplaced: look at some, then set data.exif: "
+        "in a tool that turns images, such as a browser or OpenCV, are misplaced: view some, then set data.exif: "
         "apply or ignore"
     )
     findings.add("warning", "exif_ambiguous", message, count=len(found))
@@ -106,7 +106,7 @@ SKIP_HINT = "or set data.on_bad_image: skip to train without such images"
 def _look(
     file: ImageFile, *, decode: bool, max_pixels: int, exif: ExifPolicy
 ) -> tuple[ImageTraits | DataError, bytes | None]:
-    """What the header says, and a digest of the pixels if they are decoded."""
+    """Traits from the header, and a digest of the pixels if they are decoded."""
     try:
         traits = inspect_image(file, max_pixels=max_pixels, exif=exif)
         if not decode:

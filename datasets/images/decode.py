@@ -19,24 +19,24 @@ from datasets.images.samples import Samples, read_samples
 from datasets.structures import DataError
 
 MAX_PIXELS = 89_478_485
-"""Of an image, unless told otherwise: a quarter of a gigabyte, where Pillow begins to warn of decompression bombs."""
+"""Default limit of an image: a quarter of a gigabyte, where Pillow begins to warn of decompression bombs."""
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
-"""Pillow knows dozens more, old and seldom tested ones; a file may claim any of them."""
+"""Pillow reads dozens more, old and rarely tested ones, and a file may claim to be any of them."""
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, LookupError, TypeError, ArithmeticError),
     *(AssertionError, AttributeError),
 )
 """What Pillow raises for damaged files and for kinds of a format that it does not know"""
-_FETCH_OR_CONVERT = "fetch the file again, or convert it to 8-bit RGB where its kind is the problem"
+_FETCH_OR_CONVERT = "fetch the file again, or convert it to 8-bit RGB if its kind is the problem"
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Where an image is and what its annotation file says of it.
+    """Path of an image, and what its annotation file says about it.
 
     path    the file
-    size    (height, width) that the annotation file promises, px
-    entry   where it promises it, for messages: "train.json: images[3] (id 17)"
+    size    (height, width) in the annotation file, px
+    entry   its entry, for messages: "train.json: images[3] (id 17)"
     """
 
     path: Path
@@ -46,7 +46,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageTraits:
-    """What is done to an image when it is read: mode it had, frame it is read in, later frames ignored."""
+    """How an image is read: its mode in the file, its frame, and whether later frames are ignored."""
 
     mode: str
     frame: Frame
@@ -56,8 +56,8 @@ class ImageTraits:
 def read_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto") -> Image.Image:
     """Decode one image to RGB.
 
-    exif     whether a camera's rotation is undone; auto: where only the turned size is the promised one
-    raises   DataError for a missing, empty, truncated, foreign, too large or deep image, and for another size
+    exif     whether a camera's rotation is undone; auto: if only the turned size is the annotated one
+    raises   DataError for a missing, empty, truncated, foreign, too large or deep image, or a size that differs
 
     An animation gives its first frame; palette, grey, CMYK and alpha become RGB.
     """
@@ -97,7 +97,7 @@ def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tupl
     except IsADirectoryError:
         raise failure("missing_image", "is a folder, not an image; check file_name") from None
     except PermissionError:
-        raise failure("unreadable_image", "may not be read; change its permissions") from None
+        raise failure("unreadable_image", "no permission to read it; change its permissions") from None
     except Image.DecompressionBombError as error:
         problem = f"{error}: more pixels than data.max_image_pixels {max_pixels}; cut it into tiles or raise the limit"
         raise failure("image_bomb", problem) from None
@@ -110,13 +110,13 @@ def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tupl
 
 @functools.cache
 def _silence_pillow() -> None:
-    """What it logs and warns of, without a file's name, would go to the terminal; what matters is a DataError here."""
+    """Keep its logs and warnings off the terminal: they name no file, and what matters is a DataError here."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _find_frame(image: Image.Image, file: ImageFile, exif: ExifPolicy) -> Frame:
-    """Raises DataError where the image has another size than annotated."""
+    """Raises DataError if the image's size differs from the annotated one."""
     height, width = file.size
     orientation = read_orientation(image, file.path)
     stored = stored_size(image, orientation)
@@ -133,9 +133,9 @@ def _find_frame(image: Image.Image, file: ImageFile, exif: ExifPolicy) -> Frame:
 
 
 def _foreign_content(path: Path, samples: Samples | None) -> tuple[str, str]:
-    """Reason and problem of a file that Pillow cannot place; samples: what its header says, where that can be read."""
+    """Reason and problem of a file of no format known to Pillow; samples: from its header, if readable."""
     if samples is not None:
-        return "broken_image", f"cannot decode: a {samples.kind} of a kind that is not known; {_FETCH_OR_CONVERT}"
+        return "broken_image", f"cannot decode: a {samples.kind} of an unknown kind; {_FETCH_OR_CONVERT}"
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:

@@ -1,4 +1,4 @@
-"""Folders of images, each listed once: what is where, without a look at every single file."""
+"""Folders of images, each listed once, instead of a system call per file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 class Listing:
     """A folder.
 
-    place    its real path; empty where there is no such folder
+    place    its real path; empty if the folder does not exist
     device   of its file system
     files    names of its files, links to files among them -> number on the device (of a link: its own)
     links    names of its links
@@ -30,13 +30,13 @@ class Listing:
 
 
 class Folders:
-    """Listings by folder, each made when it is first asked for."""
+    """Listings by folder, each made on first use."""
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
 
     def find(self, path: Path) -> tuple[Listing, str]:
-        """The listing that a file would be in, and its name there."""
+        """Listing of a file's folder, and the file's name there."""
         folder, name = os.path.split(path)
         listing = self._listings.get(folder)
         if listing is None:

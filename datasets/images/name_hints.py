@@ -1,4 +1,4 @@
-"""For a path that is not there: the one that is, under a name that a person takes for the same."""
+"""Hints for a missing path: an existing one with a similar name."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _Steps = dict[str, Callable[[str], str]]
 
 
 class NameHints:
-    """Looks for the files of a folder, and of those inside it, which is listed when a first file is missing.
+    """Finds similar names in a folder and its subfolders, which are listed when the first file is missing.
 
     Two paths are alike where one is the end of the other once case, Unicode form, separators, percent encoding, blanks
-    and the extension of an image are no longer told apart.
+    and the extension of an image are ignored.
     """
 
     def __init__(self, root: Path, folders: Folders) -> None:
@@ -37,14 +37,14 @@ class NameHints:
         self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] | None = None
 
     def __call__(self, name: str) -> str | None:
-        """For a path relative to the root: "sub/0.png exists: ..."; None where nothing is alike."""
+        """For a path relative to the root: "sub/0.png exists: ..."; None without a similar one."""
         if self._by_name is None:
             self._by_name = defaultdict(list)
             for found in self._walk():
                 parts = _simplify(found, self._steps)
                 self._by_name[parts[-1]].append((parts, found))
-        asked = _simplify(name, self._steps)
-        alike = [found for parts, found in self._by_name.get(asked[-1], ()) if _is_end(parts, asked)]
+        missing = _simplify(name, self._steps)
+        alike = [found for parts, found in self._by_name.get(missing[-1], ()) if _is_end(parts, missing)]
         if not alike:
             return None
         best = min(alike, key=lambda found: (_ending(found) != _ending(name), abs(found.count("/") - name.count("/"))))
@@ -70,19 +70,19 @@ class NameHints:
 def hint_for_path(path: Path, *, folder: bool, endings: Collection[str] = ()) -> str:
     """The same for a single file, or folder: "PATH exists: ...; ", or an empty text.
 
-    Looks from the lowest folder above it that is there, and from those inside that one.
+    Searches from the lowest existing folder above it, and from that folder's subfolders.
     """
     steps, above = _steps(endings), path.parent
     while not above.is_dir() and above != above.parent:
         above = above.parent
-    asked = str(path.relative_to(above))
-    parts = _simplify(asked, steps)
+    missing = str(path.relative_to(above))
+    parts = _simplify(missing, steps)
     for start in (above, *_folders_of(above)):
         for skipped in range(len(parts)):
             found = _descend(start, parts[skipped:], steps, folder=folder)
             if found is not None:
                 inside = str(found.relative_to(above))
-                return f"{one_line(str(found))} exists{_differences(inside, asked, steps)}; "
+                return f"{one_line(str(found))} exists{_differences(inside, missing, steps)}; "
     return ""
 
 
@@ -94,15 +94,15 @@ def _folders_of(folder: Path) -> list[Path]:
 
 
 def _descend(start: Path, parts: tuple[str, ...], steps: _Steps, *, folder: bool) -> Path | None:
-    """Level by level to the file, or folder, that is alike."""
+    """Follow similar names level by level to a file, or folder."""
     found = start
     for place, part in enumerate(parts):
-        wants_folder = folder or place < len(parts) - 1
+        expects_folder = folder or place < len(parts) - 1
         try:
             alike = [name for name in sorted(os.listdir(found)) if _simplify(name, steps) == (part,)]
         except OSError:
             return None
-        fitting = [found / name for name in alike if (found / name).is_dir() == wants_folder]
+        fitting = [found / name for name in alike if (found / name).is_dir() == expects_folder]
         if not fitting:
             return None
         found = fitting[0]
@@ -116,7 +116,7 @@ def _is_end(parts: tuple[str, ...], others: tuple[str, ...]) -> bool:
 
 
 def _steps(endings: Collection[str]) -> _Steps:
-    """What makes names alike: the difference in words -> how it is taken away."""
+    """Differences between similar names: description -> function that removes it."""
     return {
         "percent encoding is not undone": _decode,
         "folders are separated by /": lambda path: path.replace("\\", "/"),
@@ -128,7 +128,7 @@ def _steps(endings: Collection[str]) -> _Steps:
 
 
 def _simplify(path: str, steps: _Steps, *, without: str = "") -> tuple[str, ...]:
-    """Components of the path, never none."""
+    """Components of the path; at least one."""
     for name, step in steps.items():
         path = path if name == without else step(path)
     return tuple(part for part in path.split("/") if part not in ("", ".")) or ("",)
@@ -164,15 +164,15 @@ def _without_ending(path: str, endings: Collection[str]) -> str:
     return path
 
 
-def _differences(found: str, asked: str, steps: _Steps) -> str:
-    """ ": " and in what they differ; what may look alike is shown as escapes."""
+def _differences(found: str, missing: str, steps: _Steps) -> str:
+    """ ": " and the differences; names that may look the same are shown as escapes."""
     reasons = []
     for name in steps:
-        one, other = (_simplify(path, steps, without=name) for path in (found, asked))
+        one, other = (_simplify(path, steps, without=name) for path in (found, missing))
         if not _is_end(one, other):
             reasons.append(name)
-    if len(_simplify(found, steps)) != len(_simplify(asked, steps)):
+    if len(_simplify(found, steps)) != len(_simplify(missing, steps)):
         reasons.append("in another folder")
     if not reasons or {"in another Unicode form", "blanks count"} & set(reasons):
-        reasons.append(f"{found!a} there, {asked!a} here")
+        reasons.append(f"{found!a} there, {missing!a} here")
     return f": {', '.join(reasons)}"

@@ -1,4 +1,4 @@
-"""The rotation that a camera notes beside the pixels (EXIF tag 274): in which frame an image is read."""
+"""EXIF orientation (tag 274): the frame in which an image is read."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class Frame:
 
 
 def read_orientation(image: Image.Image, path: Path) -> int:
-    """1 to 8, of an image that is opened and not yet decoded; 1 where the file says nothing that can be read."""
+    """1 to 8, of an image that is opened and not yet decoded; 1 without a readable tag."""
     if image.format == "PNG" and "exif" not in image.info and (found := _exif_after_pixels(path)):
         image.info["exif"] = found
     try:
         value = Image.Image.getexif(image).get(_TAG, 1)  # that of a PNG would decode it
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
-        return 1  # damaged notes are no reason to refuse the pixels
+        return 1  # a damaged tag is no reason to refuse the pixels
     return value if value in _METHODS else 1
 
 
 def stored_size(image: Image.Image, orientation: int) -> tuple[int, int]:
-    """(width, height) of the pixels as they lie in the file; Pillow gives those of a TIFF turned."""
+    """(width, height) of the pixels as stored; Pillow turns those of a TIFF."""
     if image.format == "TIFF" and orientation > 1:
         return image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]  # type: ignore[attr-defined]
     return image.size
@@ -76,7 +76,7 @@ def choose_frame(
 
 
 def into_frame(image: Image.Image, frame: Frame) -> Image.Image:
-    """The decoded image, turned where that is asked for."""
+    """The decoded image, turned if the frame says so."""
     image.load()
     turned_by_pillow = image.format == "TIFF"
     if frame.orientation == 1 or frame.applied == turned_by_pillow:
@@ -86,7 +86,7 @@ def into_frame(image: Image.Image, frame: Frame) -> Image.Image:
 
 
 def _exif_after_pixels(path: Path) -> bytes | None:
-    """The eXIf chunk of a PNG, which may stand behind the pixels; told from chance by its checksum."""
+    """The eXIf chunk of a PNG, which may follow the pixels; its checksum excludes a chance match."""
     with path.open("rb") as stream:
         stream.seek(0, 2)
         stream.seek(max(stream.tell() - _PNG_TAIL, 0))

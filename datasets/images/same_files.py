@@ -1,4 +1,4 @@
-"""Images that are there twice: one file under several names, and copies of a file."""
+"""Duplicate images: one file under several names, and copies of a file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from datasets.images.folders import Folders
 Digests = Sequence[bytes | None]
 """Of the pixels of each image, None where they were not decoded"""
 MERGE = (
-    "make them one entry with the annotations of both: each alone teaches that the objects of the other are background"
+    "make them one entry with the annotations of both: in each, the objects of the other would be trained as background"
 )
 
 
 def file_keys(files: Sequence[ImageFile], folders: Folders) -> list[Hashable]:
     """Equal for the same file, whatever leads to it: the same name, ./ and .., links of files and folders, hard links.
 
-    None where there is no file.
+    None without a file.
     """
     paths: list[str | None] = []
     by_number: dict[tuple[int, int], set[str]] = defaultdict(set)
@@ -86,7 +86,7 @@ def report_same_pixels(files: Sequence[ImageFile], digests: Digests, objects: np
         pair = " and ".join(name_file(files[index]) for index in blank[0][:2])
         message = (
             f"{count:,} file{'s' if count > 1 else ''} without objects and with the pixels of another, such as {pair}: "
-            "copies, or blank tiles, which do no harm"
+            "copies, or blank tiles, which are harmless"
         )
         findings.add("warning", "same_file", message, count=count)
 
@@ -109,9 +109,9 @@ def shared_files(ours: Sequence[ImageFile], theirs: Sequence[ImageFile]) -> dict
 
 
 def shared_pixels(ours: Digests, theirs: Digests, our_objects: np.ndarray, their_objects: np.ndarray) -> dict[int, int]:
-    """The same by the digests of the pixels, but for pairs without any object: blank tiles look alike."""
+    """The same by digests of the pixels, except pairs without any object: blank tiles look the same."""
     index: dict[bytes, int] = {}
-    for i in np.argsort(our_objects > 0, kind="stable").tolist():  # those with objects last: they stay
+    for i in np.argsort(our_objects > 0, kind="stable").tolist():  # those with objects last: they overwrite
         if (digest := ours[i]) is not None:
             index[digest] = i
     return {

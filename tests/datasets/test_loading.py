@@ -66,7 +66,7 @@ def test_one_that_is_gone_stops_the_run_or_is_replaced(
     assert "c.png" in capsys.readouterr().err
     for path in (tmp_path / "images").rglob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match="cannot be read either"):
+    with pytest.raises(DataError, match="images are unreadable too"):
         patient[SampleKey(1, 2)]
 
 
@@ -99,7 +99,7 @@ def load_all(dataset: CocoDetection, message: Path) -> None:
     [
         (lambda: [][1], ["IndexError", "test_loading.py:"]),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), ["data.num_workers", "MB free"]),
-        (lambda: time.sleep(1000), ["no batch in 2 s", "data.worker_timeout"]),
+        (lambda: time.sleep(1000), ["timed out after 2 s", "data.worker_timeout"]),
     ],
     ids=["raises", "is killed", "hangs"],
 )
@@ -140,7 +140,7 @@ def test_the_text_of_torch_when_several_died() -> None:
             board = Rows
             name = staticmethod(lambda index: f"image {index}")
 
-    with pytest.raises(DataError, match="It was at image 0; image 2"), worker_failures_named(Loader):  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="It was reading image 0; image 2"), worker_failures_named(Loader):  # type: ignore[arg-type]
         raise RuntimeError("DataLoader worker (pid(s) 11, 13) exited unexpectedly")
     with pytest.raises(RuntimeError, match="other"), worker_failures_named(Loader):  # type: ignore[arg-type]
         raise RuntimeError("other")

@@ -89,7 +89,7 @@ def test_skipped_annotations_and_images_without_objects_train(
     path.write_text(json.dumps(coco))
     settings = ["data.on_bad_annotation=skip", "optim.epochs=2", f"runtime.output_dir={tmp_path / 'run'}"]
     assert main.main(["--config", str(config), "--set", *settings]) == 0
-    assert "left out: {'zero_area': 1}" in capsys.readouterr().out
+    assert "dropped: {'zero_area': 1}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -57,9 +57,7 @@ TABLE = [
     Case(
         8, "EXIF rotation of a square", made.rotated_square, 0, "exif_ambiguous: 1\n.*1 image with a .*orientation 6: 1"
     ),
-    Case(
-        8, "upside down", made.rotated(SIZE, orientation=3), 0, "exif_ambiguous: 1\n.*look at some, then set data.exif"
-    ),
+    Case(8, "upside down", made.rotated(SIZE, orientation=3), 0, "exif_ambiguous: 1\n.*view some, then set data.exif"),
     Case(8, "upside down, applied", made.rotated(SIZE, "data.exif=apply", orientation=3), 0, "image_rotation: 1\n"),
     Case(8, "mirrored, ignored", made.rotated(SIZE, "data.exif=ignore", orientation=2), 0, "training images: ok"),
     Case(8, "rotated, applied", made.rotated(SIZE, "data.exif=apply"), 3, "as stored, with EXIF orientation 6"),
@@ -102,7 +100,7 @@ TABLE = [
         "/data exists: names are case-sensitive; make",
     ),
     Case(14, "folder", made.folder_as_image, 3, "0.png: is a folder; check file_name"),
-    Case(14, "unreadable", made.no_permission, 3, "may not be read; change its permissions"),
+    Case(14, "unreadable", made.no_permission, 3, "no permission to read it; change its permissions"),
     Case(15, "vanishing image", made.vanishing_image, 3, "0.png: no such image"),
     Case(16, "no JSON", raw(b'{"images": [],\n "annotations": [1,]'), 3, "invalid JSON at line 2, column"),
     Case(16, "no UTF-8", raw(b'{"images": ["\xff\xfe"]'), 3, "train.json: cannot be read as JSON"),
@@ -133,9 +131,9 @@ TABLE = [
     Case(25, "corners, one thin", boxes(made.corner_boxes(thin=1)), 3, "x1, y1, x2, y2 written as"),
     Case(26, "zero area", entry(bbox=[9, 9, 0, 4]), 3, "zero area; fix it.*data.on_bad_annotation: skip"),
     Case(26, "zero area, skip", entry(SKIP, bbox=[9, 9, 0, 4]), 0, "skipped: 1\n  zero_area: 1"),
-    Case(27, "partly outside", entry("data.flip_prob=0", bbox=[40, 30, 20, 20]), 0, "mended: {'clipped_box': 1}"),
+    Case(27, "partly outside", entry("data.flip_prob=0", bbox=[40, 30, 20, 20]), 0, "fixed: {'clipped_box': 1}"),
     Case(27, "many beyond their image", boxes(LEAVING), 0, "boxes_leave_image: 5\n.*5 of 13 boxes leave their image"),
-    Case(28, "outside", entry("data.flip_prob=0", bbox=[60, 60, 5, 5]), 0, "left out: {'outside_image': 1}"),
+    Case(28, "outside", entry("data.flip_prob=0", bbox=[60, 60, 5, 5]), 0, "dropped: {'outside_image': 1}"),
     Case(29, "text as numbers", entry(bbox=["1", 2, 3, 4]), 3, "holds a value that is no number"),
     Case(30, "three numbers", entry(bbox=[1, 2, 3]), 3, r"bbox \[1, 2, 3\] is not \[x, y, width, height\]"),
     Case(31, "no area, iscrowd, id", changed(made.without_fields), 0, "no_id: 8(.|\n)*no_area: 8(.|\n)*no_iscrowd: 8"),
@@ -143,7 +141,7 @@ TABLE = [
     Case(
         31, "area far from the box", entry("data.flip_prob=0", area=9999), 0, "area_far_from_box: 1\n.*9999 px.2 beside"
     ),
-    Case(32, "crowd", entry("data.flip_prob=0", iscrowd=1), 0, "left out: {'crowd': 1}"),
+    Case(32, "crowd", entry("data.flip_prob=0", iscrowd=1), 0, "dropped: {'crowd': 1}"),
     Case(32, "ignore as text", entry("data.flip_prob=0", ignore="False"), 0, "ignore: 1\n.*ignore 'False' read as 0"),
     Case(32, "ignore is 2", entry(ignore=2), 3, "ignore 2 is neither 0 nor 1; write one of them .bad_ignore"),
     Case(32, "ignore is 2, skip", entry(SKIP, ignore=2), 0, "skipped: 1\n  bad_ignore: 1"),
@@ -268,14 +266,14 @@ TABLE = [
         "killed worker",
         made.killed_worker,
         3,
-        r"DataLoader worker .*\. It was at image id 11, .*1\.png\. .*shm-size",
+        r"DataLoader worker .*\. It was reading image id 11, .*1\.png\. .*shm-size",
     ),
     Case(
         59,
         "the same in evaluation",
         made.killed_worker_in_evaluation,
         3,
-        r"DataLoader worker .*\. It was at image id 11, ",
+        r"DataLoader worker .*\. It was reading image id 11, ",
     ),
     Case(60, "no detections", made.no_detections, 0, r"average precision, %\s+0\.0"),
     # Beyond the rows.

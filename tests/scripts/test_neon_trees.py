@@ -73,7 +73,7 @@ def test_another_wheel_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     wheel = tmp_path / "fake.whl"
     _fake_wheel(wheel)
     assert script.main(["--out", str(tmp_path / "trees"), "--wheel", str(wheel)]) == 3
-    assert "sha256" in capsys.readouterr().err
+    assert "SHA-256 mismatch" in capsys.readouterr().err
     assert script.main(["--out", str(tmp_path / "trees"), "--wheel", str(tmp_path / "none.whl")]) == 3
     assert "check --wheel" in capsys.readouterr().err
     assert not (tmp_path / "trees").exists()

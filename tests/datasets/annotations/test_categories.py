@@ -75,7 +75,7 @@ def test_the_number_of_classes_decides(open_dataset: Open, document: dict[str, A
         dataset = open_dataset(document, num_classes=number)
         assert len(dataset.categories) == found
     dataset = open_dataset(document, num_classes=3)
-    assert "model.num_classes counts it; set 2 to leave it out" in "".join(dataset.warnings)
+    assert "model.num_classes counts it; set 2 to drop it" in "".join(dataset.warnings)
     with pytest.raises(DataError, match=r"2 categories \(oak, pine\) without \['trees'\].* is 7; set .*num_classes: 2"):
         check_classes(open_dataset(document, num_classes=7), 7)
     with_categories(document, (0, "tree", "none", 0), (1, "tree", "tree", 2))
