@@ -105,7 +105,7 @@ class Bench:
     def predict(self, budget: DensityBudget | OracleBudget) -> GatheredPredictions:
         """One pass over the images with this budget."""
         self.detector.query_budget = budget
-        batches = under_progress(evaluation_loader(self.config, self.dataset, self.processes), self.processes)
+        batches = under_progress(evaluation_loader(self.config.data, self.dataset, self.processes), self.processes)
         if isinstance(budget, OracleBudget):
             batches = budget.announced(batches)
         postprocess, device = build_postprocess(self.config), self.processes.device

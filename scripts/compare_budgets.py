@@ -138,7 +138,7 @@ def measure(paths: dict[str, Path]) -> dict[str, Measured]:
         config = read_checkpoint(path, checkpoint.config, settings).evaluated()
         processes = start_runtime(config)
         dataset, detector = build_trained(config, checkpoint, path, processes)
-        batches = under_progress(evaluation_loader(config, dataset, processes), processes)
+        batches = under_progress(evaluation_loader(config.data, dataset, processes), processes)
         streams.append(
             predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none")
         )

@@ -155,7 +155,7 @@ def padding_rows(config: Config, checkpoint: Checkpoint, path: Path) -> Iterator
 def evaluate_padded(config: Config, checkpoint: Checkpoint, path: Path, factor: float) -> Evaluation:
     processes = start_runtime(config)
     dataset, detector = build_trained(config, checkpoint, path, processes)
-    batches = padded(under_progress(evaluation_loader(config, dataset, processes), processes), factor)
+    batches = padded(under_progress(evaluation_loader(config.data, dataset, processes), processes), factor)
     return evaluate_detector(
         predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none"),
         [dataset.ground_truth(i) for i in range(len(dataset))],

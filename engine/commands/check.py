@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from configs.paths import expand_path
-from configs.schema import Config
+from configs.schema import Config, DataConfig
 from datasets.build import open_root
 from datasets.checks import check_classes, check_images
 from datasets.coco import CocoDetection
@@ -53,7 +53,7 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
     with preflight.part("deformable attention") as part:
         part.say("\n".join(map(str, attention_on(devices_here(processes.device)))))
     with preflight.part("one training step") as part:
-        batch = None if training_set is None else _densest_batch(config, training_set, skip=preflight.failed)
+        batch = None if training_set is None else _densest_batch(config.data, training_set, skip=preflight.failed)
         if training_set is None or batch is None:
             part.say("not tried, without training data")
         else:
@@ -120,10 +120,10 @@ def _load_weights(config: Config, start: Start, detector: nn.Module, processes: 
     return f"{start.path}: {start.checkpoint.place}"
 
 
-def _densest_batch(config: Config, training_set: CocoDetection, *, skip: bool) -> Batch | None:
+def _densest_batch(data: DataConfig, training_set: CocoDetection, *, skip: bool) -> Batch | None:
     """The densest batch; None if every image is missing, which is a finding already."""
     try:
-        return densest_batch(training_set, config.data, skip=skip)
+        return densest_batch(training_set, data, skip=skip)
     except DataError as error:
         if error.reason == "missing_image":
             return None

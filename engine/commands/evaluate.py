@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from configs.paths import expand_path
-from configs.schema import Config
+from configs.schema import Config, DataConfig
 from datasets.build import build_eval_loader
 from datasets.checks import check_trained_classes
 from datasets.coco import CocoDetection
@@ -50,11 +50,11 @@ def build_trained(
     return dataset, detector
 
 
-def evaluation_loader(config: Config, dataset: CocoDetection, processes: Processes) -> ImageLoader:
+def evaluation_loader(data: DataConfig, dataset: CocoDetection, processes: Processes) -> ImageLoader:
     """A loader of this rank's share of the images."""
     return build_eval_loader(
         dataset,
-        config.data,
+        data,
         rank=processes.rank,
         world_size=processes.world_size,
         pin_memory=processes.device.type == "cuda",
@@ -78,7 +78,7 @@ def evaluate(
     watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> float:
     """Evaluate on all processes, report the result and return the mean AP. `watch` may stop it between batches."""
-    loader = evaluation_loader(config, dataset, processes)
+    loader = evaluation_loader(config.data, dataset, processes)
     batches = watch(under_progress(loader, processes))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
     shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)

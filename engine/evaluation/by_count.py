@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from datasets.structures import GroundTruth
 from engine.evaluation.evaluate import GatheredPredictions, image_records, object_counts
-from engine.evaluation.report import format_number, format_percent, format_table
+from engine.evaluation.report import format_number, format_percent, format_table, measured
 from engine.metrics.average_precision import EvaluationProtocol, detection_metrics
 from engine.metrics.counting import COUNT_BINS, count_metrics
 
@@ -40,8 +40,8 @@ def evaluate_by_count(
         suffix = "" if name == "all" else f"_{name}"
         results[name] = BinResult(
             images=len(chosen),
-            average_precision=_measured(summary["mAP"]),
-            average_recall=_measured(summary[f"AR@{protocol.max_detections[-1]}"]),
+            average_precision=measured(summary["mAP"]),
+            average_recall=measured(summary[f"AR@{protocol.max_detections[-1]}"]),
             mean_queries=metrics[f"mean_queries{suffix}"],
             coverage=metrics[f"coverage{suffix}"],
         )
@@ -73,7 +73,3 @@ def format_settings(settings: Mapping[str, Mapping[str, BinResult]]) -> str:
             )
     heading = ["objects in image", "images", "setting", "AP, %", "AR, %", "mean queries", "queries >= objects, %"]
     return format_table(heading, rows)
-
-
-def _measured(value: float) -> float:
-    return math.nan if value == -1 else value

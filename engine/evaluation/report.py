@@ -61,7 +61,7 @@ def report_record(report: Report) -> dict[str, Any]:
     rows = zip(report.class_names, report.objects_per_class, mean_ap, ap_50, strict=True)
     return {
         "protocol": report.metrics.protocol.name,
-        "detection": {name: _or_none(_measured(value)) for name, value in report.metrics.summary().items()},
+        "detection": {name: _or_none(measured(value)) for name, value in report.metrics.summary().items()},
         "classes": [
             {"name": name, "objects": float(objects), "AP": _or_none(ap), "AP50": _or_none(ap50)}
             for name, objects, ap, ap50 in rows
@@ -80,7 +80,7 @@ def _summary_tables(report: Report) -> str:
         for iou in protocol.reported_ious
         if not any(math.isclose(iou, threshold) for threshold in protocol.iou_thresholds)
     }
-    summary = {name: _measured(value) for name, value in report.metrics.summary().items() if name not in unevaluated}
+    summary = {name: measured(value) for name, value in report.metrics.summary().items() if name not in unevaluated}
     tables = []
     for title, prefix in (("average precision, %", "mAP"), ("average recall, %", "AR"), ("LRP error, %", "oLRP")):
         chosen = {
@@ -148,7 +148,7 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 
 
-def _measured(value: float) -> float:
+def measured(value: float) -> float:
     """-1, with which detection metrics mark an empty mean, as NaN (a count bias of -1 is a number)."""
     return math.nan if value == -1 else value
 
