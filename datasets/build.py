@@ -12,7 +12,7 @@ from datasets.checks import check_aspects
 from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.findings import Findings
-from datasets.images.name_hints import hint_for_path
+from datasets.images.hints import hint_for_path
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard, ignore_job_signals
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.structures import DataError

@@ -10,7 +10,7 @@ from datasets.coco import CocoDetection
 from datasets.findings import Findings
 from datasets.images.checks import check_contents
 from datasets.images.decode import ImageFile
-from datasets.images.same_files import Digests, name_file, report_same_pixels, shared_files, shared_pixels
+from datasets.images.duplicates import Digests, name_file, report_same_pixels, shared_files, shared_pixels
 from datasets.structures import DataError
 
 

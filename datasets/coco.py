@@ -17,7 +17,7 @@ from datasets.findings import Findings
 from datasets.images.cache import CacheTooLargeError, ImageCache
 from datasets.images.checks import check_places
 from datasets.images.decode import MAX_PIXELS, ImageFile, read_image
-from datasets.images.name_hints import hint_for_path
+from datasets.images.hints import hint_for_path
 from datasets.images.orientation import ExifPolicy
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target

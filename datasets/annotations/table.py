@@ -25,7 +25,7 @@ from datasets.annotations.objects import AnnotationIds, EntryReader
 from datasets.annotations.plausibility import check_areas, check_box_convention, count_repeats, recompute_zero_areas
 from datasets.annotations.validation import Categories, Images, read_categories, read_images
 from datasets.findings import Findings
-from datasets.images.name_hints import hint_for_path
+from datasets.images.hints import hint_for_path
 from datasets.structures import DataError
 
 BadAnnotationPolicy = Literal["error", "skip"]

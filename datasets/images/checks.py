@@ -12,10 +12,10 @@ from pathlib import Path
 
 from datasets.findings import Findings, one_line
 from datasets.images.decode import ImageFile, ImageTraits, inspect_image, read_image
+from datasets.images.duplicates import report_same_files
 from datasets.images.folders import Folders, Listing
-from datasets.images.name_hints import NameHints
+from datasets.images.hints import NameHints
 from datasets.images.orientation import ExifPolicy
-from datasets.images.same_files import report_same_files
 from datasets.structures import DataError
 
 PLAIN_MODES = ("RGB", "L")

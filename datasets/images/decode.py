@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datasets.findings import one_line
 from datasets.images.orientation import ExifPolicy, Frame, choose_frame, into_frame, read_orientation, stored_size
-from datasets.images.samples import Samples, read_samples
+from datasets.images.pixel_format import PixelFormat, read_pixel_format
 from datasets.structures import DataError
 
 MAX_PIXELS = 89_478_485
@@ -82,11 +82,11 @@ def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tupl
 
     Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own guard, which also covers what a format nests inside
     _silence_pillow()
-    samples = None
+    pixel_format = None
     try:
         with file.path.open("rb") as stream:
-            samples = read_samples(stream)
-        if samples is not None and (fault := samples.fault()) is not None:
+            pixel_format = read_pixel_format(stream)
+        if pixel_format is not None and (fault := pixel_format.fault()) is not None:
             raise failure(*fault)
         with Image.open(file.path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
@@ -102,7 +102,7 @@ def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tupl
         problem = f"{error}: more pixels than data.max_image_pixels {max_pixels}; cut it into tiles or raise the limit"
         raise failure("image_bomb", problem) from None
     except UnidentifiedImageError:
-        raise failure(*_foreign_content(file.path, samples)) from None
+        raise failure(*_foreign_content(file.path, pixel_format)) from None
     except _DECODER_ERRORS as error:
         reason = one_line(str(error)) or type(error).__name__
         raise failure("broken_image", f"cannot decode: {reason}; {_FETCH_OR_CONVERT}") from None
@@ -132,10 +132,10 @@ def _find_frame(image: Image.Image, file: ImageFile, exif: ExifPolicy) -> Frame:
     )
 
 
-def _foreign_content(path: Path, samples: Samples | None) -> tuple[str, str]:
-    """Reason and problem of a file of no format known to Pillow; samples: from its header, if readable."""
-    if samples is not None:
-        return "broken_image", f"cannot decode: a {samples.kind} of an unknown kind; {_FETCH_OR_CONVERT}"
+def _foreign_content(path: Path, pixel_format: PixelFormat | None) -> tuple[str, str]:
+    """Reason and problem of a file of no format known to Pillow; pixel_format: from its header, if readable."""
+    if pixel_format is not None:
+        return "broken_image", f"cannot decode: a {pixel_format.kind} of an unknown kind; {_FETCH_OR_CONVERT}"
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:

@@ -17,7 +17,7 @@ from datasets.coco import CocoDetection
 from datasets.density import densest_shapes, mean_density
 from datasets.findings import Findings
 from datasets.images.cache import available_bytes
-from datasets.images.same_files import Digests
+from datasets.images.duplicates import Digests
 from datasets.structures import DataError
 from engine.acceleration import accelerate
 from engine.averaging import WeightAverage

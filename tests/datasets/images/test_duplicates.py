@@ -12,8 +12,8 @@ from PIL import Image
 from datasets.findings import Findings
 from datasets.images.checks import check_contents, check_places
 from datasets.images.decode import ImageFile
+from datasets.images.duplicates import file_keys, report_same_pixels, shared_files, shared_pixels
 from datasets.images.folders import Folders
-from datasets.images.same_files import file_keys, report_same_pixels, shared_files, shared_pixels
 
 SIZE = (6, 8)
 

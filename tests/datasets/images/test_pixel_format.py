@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets.images import decode as images
 from datasets.images.decode import ImageFile, inspect_image, read_image
-from datasets.images.samples import read_samples
+from datasets.images.pixel_format import read_pixel_format
 from datasets.structures import DataError
 from tests.support.image_files import write_png, write_tiff
 
@@ -184,7 +184,7 @@ def test_a_header_that_is_cut_off_is_no_crash(tmp_path: Path, name: str) -> None
     for length in range(0, min(len(content), 200), 7):
         (tmp_path / "a").write_bytes(content[:length])
         with (tmp_path / "a").open("rb") as stream:
-            read_samples(stream)
+            read_pixel_format(stream)
 
 
 @pytest.mark.parametrize("write", [tiff(3, tag_259=34887), tiff(3, tag_262=6, tag_259=50002)], ids=["LERC", "JPEG XL"])

@@ -25,7 +25,7 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 @dataclass(frozen=True)
-class Samples:
+class PixelFormat:
     """
     kind      the format
     bands     samples of a pixel
@@ -59,7 +59,7 @@ class Samples:
         return None
 
 
-def read_samples(stream: BinaryIO) -> Samples | None:
+def read_pixel_format(stream: BinaryIO) -> PixelFormat | None:
     """Of a file, from its start; None where the format has 8 bits at most, or the header is cut."""
     head = stream.read(32)
     try:
@@ -80,12 +80,12 @@ def read_samples(stream: BinaryIO) -> Samples | None:
     return None
 
 
-def _of_png(head: bytes) -> Samples | None:
+def _of_png(head: bytes) -> PixelFormat | None:
     bits, colour = head[24], head[25]
-    return Samples("PNG", _PNG_BANDS[colour], bits) if colour in _PNG_BANDS else None
+    return PixelFormat("PNG", _PNG_BANDS[colour], bits) if colour in _PNG_BANDS else None
 
 
-def _of_tiff(stream: BinaryIO, head: bytes) -> Samples | None:
+def _of_tiff(stream: BinaryIO, head: bytes) -> PixelFormat | None:
     tags = _read_tags(stream, head)
     if not tags:
         return None
@@ -98,7 +98,7 @@ def _of_tiff(stream: BinaryIO, head: bytes) -> Samples | None:
     unmarked_alpha = bands == 4 and colours == 3 and not extra
     alpha = bands == colours + 1 and extra[:1] and extra[0] in _ALPHA
     usable = bands == colours or bool(alpha) or unmarked_alpha
-    return Samples("TIFF", bands, max(tags.get(_BITS, (1,))), numbers, usable)
+    return PixelFormat("TIFF", bands, max(tags.get(_BITS, (1,))), numbers, usable)
 
 
 def _read_tags(stream: BinaryIO, head: bytes) -> dict[int, tuple[int, ...]]:
@@ -127,13 +127,13 @@ def _read_tags(stream: BinaryIO, head: bytes) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def _of_jpeg(stream: BinaryIO) -> Samples | None:
+def _of_jpeg(stream: BinaryIO) -> PixelFormat | None:
     stream.seek(2)
     while (marker := _next_marker(stream)) not in (None, 0xD9, 0xDA):
         length = _unpack(stream, ">H")
         if marker in _JPEG_FRAMES:
             bits, _, _, bands = struct.unpack(">BHHB", stream.read(6))
-            return Samples("JPEG", bands, bits, usable=bands in (1, 3, 4))
+            return PixelFormat("JPEG", bands, bits, usable=bands in (1, 3, 4))
         stream.seek(length - 2, 1)
     return None
 
@@ -147,7 +147,7 @@ def _next_marker(stream: BinaryIO) -> int | None:
     return byte[0] if byte else None
 
 
-def _of_jp2(stream: BinaryIO) -> Samples | None:
+def _of_jp2(stream: BinaryIO) -> PixelFormat | None:
     """The codestream inside; the colours of a palette count, not its indices."""
     place, palette = 0, None
     while True:
@@ -160,7 +160,7 @@ def _of_jp2(stream: BinaryIO) -> Samples | None:
             return palette if palette is not None and found.bands == 1 else found
         if kind == b"pclr":
             _, bands = struct.unpack(">HB", stream.read(3))
-            palette = Samples("JPEG 2000", bands, max((depth & 0x7F) + 1 for depth in stream.read(bands)))
+            palette = PixelFormat("JPEG 2000", bands, max((depth & 0x7F) + 1 for depth in stream.read(bands)))
         if kind == b"jp2h":  # holds boxes: continue with the first of them
             place = stream.tell()
         elif length < 8:
@@ -169,26 +169,26 @@ def _of_jp2(stream: BinaryIO) -> Samples | None:
             place += length
 
 
-def _of_codestream(head: bytes, stream: BinaryIO) -> Samples:
+def _of_codestream(head: bytes, stream: BinaryIO) -> PixelFormat:
     """head: its first 32 bytes"""
     siz = head[4:] + stream.read(10)
     (bands,) = struct.unpack_from(">H", siz, 36)
     depths = stream.read(3 * bands)[::3]
     bits = max((depth & 0x7F) + 1 for depth in depths)
     numbers = "signed" if any(depth & 0x80 for depth in depths) else "unsigned"
-    return Samples("JPEG 2000", bands, bits, numbers, usable=bands <= 4)
+    return PixelFormat("JPEG 2000", bands, bits, numbers, usable=bands <= 4)
 
 
-def _of_netpbm(stream: BinaryIO) -> Samples | None:
+def _of_netpbm(stream: BinaryIO) -> PixelFormat | None:
     """Tokens are apart by blanks; a # hides the rest of its line."""
     stream.seek(0)
     content = b" ".join(line.split(b"#")[0] for line in stream.read(4096).split(b"\n"))
     words = content.split(maxsplit=4)
     kind = words[0]
     if kind in (b"Pf", b"PF"):
-        return Samples("PFM", 1 if kind == b"Pf" else 3, 32, "float")
+        return PixelFormat("PFM", 1 if kind == b"Pf" else 3, 32, "float")
     if kind in (b"P2", b"P3", b"P5", b"P6"):
-        return Samples("PPM", 1 if kind in (b"P2", b"P5") else 3, int(words[3]).bit_length())
+        return PixelFormat("PPM", 1 if kind in (b"P2", b"P5") else 3, int(words[3]).bit_length())
     return None
 
 

@@ -9,7 +9,7 @@ from datasets.findings import Findings
 from datasets.images.checks import check_places
 from datasets.images.decode import ImageFile
 from datasets.images.folders import Folders
-from datasets.images.name_hints import NameHints, hint_for_path
+from datasets.images.hints import NameHints, hint_for_path
 
 COMPOSED = "\u00dcnter-\u00e9-0.png"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
