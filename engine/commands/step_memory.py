@@ -1,4 +1,4 @@
-"""Peak memory of a training step, found before the first one: a step is gone through with shapes instead of numbers."""
+"""Estimate the peak memory of a training step with fake tensors, before the first step."""
 
 import weakref
 from collections.abc import Callable, Sequence

@@ -32,7 +32,7 @@ SIZE = (40, 48)
 
 @dataclass
 class Bench:
-    """A sound experiment (train: 5, 0 and 3 objects; val: 2 and 1) and a trained checkpoint, to be spoilt."""
+    """A valid experiment (train: 5, 0 and 3 objects; val: 2 and 1) and a trained checkpoint, for cases to damage."""
 
     config: Path
     trained: Path

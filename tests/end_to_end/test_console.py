@@ -149,7 +149,7 @@ def test_a_full_stdout_is_said_on_stderr_once(
 
 
 @pytest.mark.parametrize("console", [western, left_by_its_reader, full, nothing], ids=lambda console: console.__name__)
-def test_a_run_goes_on_and_its_log_is_whole(
+def test_a_run_continues_and_its_log_is_complete(
     console: Callable[[], TextIO | None],
     replaced: Callable[[TextIO | None], None],
     experiment: Path,

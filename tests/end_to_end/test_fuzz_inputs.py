@@ -1,4 +1,4 @@
-"""Random damage to annotation files, configs, checkpoints and images ends in an expected error or a sound result.
+"""Random damage to annotation files, configs, checkpoints and images ends in an expected error or a valid result.
 
 D3Q_FUZZ_INPUTS sets how many mutations; the fixed seed makes a failure repeatable.
 """
@@ -85,7 +85,7 @@ def outcome(use: Callable[[], Any], label: str) -> str | None:
 
 
 def damage(rng: random.Random, content: bytes) -> bytes:
-    """Bytes flipped, cut off, left out, repeated, moved or put in."""
+    """Bytes flipped, cut off, removed, repeated, moved or inserted."""
     data = bytearray(content)
     start = rng.randrange(len(data))
     end = min(len(data), start + rng.choice((1, 2, 16, 300, 5000)))
@@ -161,17 +161,17 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def share(name: str, cases: int = -(-CASES // 3)) -> Iterator[tuple[random.Random, str]]:
-    """So many cases, each with its own random numbers; a third of all unless told otherwise."""
+    """The given number of cases, each with its own random numbers; a third of all by default."""
     for number in range(cases):
         yield random.Random(f"{name} {number}"), f"{name} {number}"
 
 
 def test_annotation_files(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = experiment.parent / "data" / "train.json"
-    sound = path.read_bytes()
+    valid = path.read_bytes()
     accepted = 0
     for rng, label in share("annotations"):
-        content = sound
+        content = valid
         if rng.random() < 0.3:
             content = damage(rng, content)
         else:
@@ -207,18 +207,18 @@ def test_annotation_files(experiment: Path, capsys: pytest.CaptureFixture[str]) 
                 code = main.main([*arguments, f"runtime.output_dir={experiment.parent / 'run'}"])
             assert code in (0, 3), (label, code)
             assert "Traceback" not in "".join(capsys.readouterr()), label
-    path.write_bytes(sound)
+    path.write_bytes(valid)
     assert CASES / 60 < accepted < CASES / 4
 
 
 def test_configs(experiment: Path) -> None:
-    sound = experiment.read_text()
+    valid = experiment.read_text()
     shipped = [path.read_text() for path in Path(main.__file__).parent.glob("configs/*.yaml")]
     resolved = dump_config(load_config(experiment))
     path = experiment.with_name("fuzzed.yaml")
     accepted = 0
     for rng, label in share("configs"):
-        text = rng.choice((sound, resolved, *shipped))
+        text = rng.choice((valid, resolved, *shipped))
         if rng.random() < 0.3:
             path.write_bytes(damage(rng, text.encode()))
         else:
@@ -241,13 +241,13 @@ def test_checkpoints(experiment: Path, tmp_path: Path) -> None:
     checkpoint = weights_checkpoint(detector.state_dict(), config=dump_config(config), categories=["square", "other"])
     path = tmp_path / "fuzzed.pth"
     write_archive(path, checkpoint.content())
-    sound = path.read_bytes()
+    valid = path.read_bytes()
     names = ["format", *(field.name for field in fields(Checkpoint))]
     for rng, label in share("checkpoints"):
         if rng.random() < 0.8:
-            content = damage(rng, unsealed(sound) if rng.random() < 0.1 else sound)
+            content = damage(rng, unsealed(valid) if rng.random() < 0.1 else valid)
             path.write_bytes(content)
-            assert outcome(lambda: load_checkpoint(path), label) is not None or content == sound, label
+            assert outcome(lambda: load_checkpoint(path), label) is not None or content == valid, label
             continue
         hostile = checkpoint.content() | {rng.choice(names): rng.choice((*HOSTILE[: len(NUMBERS)], *HOSTILE[-8:], "x"))}
         if rng.random() < 0.5:  # sealed all the same: no accident, but not a reason for a traceback
@@ -267,7 +267,7 @@ def test_images(tmp_path: Path) -> None:
     for kind, mode in (("PNG", "RGB"), ("PNG", "P"), ("JPEG", "RGB"), ("TIFF", "CMYK"), ("GIF", "P"), ("WEBP", "RGB")):
         path = tmp_path / f"{mode}.{kind.lower()}"
         Image.fromarray(pixels).convert(mode).save(path)
-        sound = path.read_bytes()
+        valid = path.read_bytes()
         file = ImageFile(path, size=(40, 48), entry="train.json: images[3]")
 
         def use(file: ImageFile = file) -> None:
@@ -276,7 +276,7 @@ def test_images(tmp_path: Path) -> None:
             assert (image.mode, image.size) == ("RGB", (48, 40))
 
         for rng, label in share(f"{mode} {kind}", CASES // 18):
-            path.write_bytes(damage(rng, sound))
+            path.write_bytes(damage(rng, valid))
             outcome(use, label)
 
 

@@ -140,7 +140,7 @@ def test_a_signal_that_is_repeated_does_not_disturb_the_end(
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
-def test_average_several_batches_a_step_and_records_of_several_steps_go_on_as_well(
+def test_average_several_batches_a_step_and_records_of_several_steps_resume_as_well(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Five images one by one, two per step, so the third step of an epoch has one; a record of five steps."""
@@ -308,7 +308,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(
     content = bytearray(last.read_bytes())
     content[len(content) // 3] ^= 16
     last.write_bytes(content)
-    assert main.main(["--eval", "--resume", str(last)]) == 4  # no other weights than those asked for
+    assert main.main(["--eval", "--resume", str(last)]) == 4  # never other weights than the given ones
     assert main.main(["--resume", str(last)]) == 0
     assert_same_end(folder, whole)
     log = (folder / "log.txt").read_text()

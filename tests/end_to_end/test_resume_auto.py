@@ -24,7 +24,7 @@ def command(experiment: Path, *settings: str) -> list[str]:
     return ["--config", str(experiment), "--resume", "auto", "--set", folder, "optim.epochs=2", *settings]
 
 
-def test_the_same_command_starts_goes_on_and_ends(
+def test_the_same_command_starts_resumes_and_ends(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (1, 3):  # of all runs together

@@ -40,7 +40,7 @@ def test_the_report_at_the_end(tmp_path: Path) -> None:
     assert "--eval" not in closing_report(tmp_path, progress, untrained={})
 
 
-def test_a_meter_goes_on_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_meter_resumes_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
 

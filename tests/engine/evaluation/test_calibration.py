@@ -79,7 +79,7 @@ def test_the_floor_alone_may_do() -> None:
     assert fit([0.0, 3.0, 2.0], [5, 9, 0], 1.0, floor=9).queries_per_object == 1.0
 
 
-def test_images_beyond_the_ceiling_may_be_left_out_but_are_told() -> None:
+def test_images_beyond_the_ceiling_may_be_uncovered_but_are_counted() -> None:
     found = fit([10.0] * 9 + [50.0], [10] * 9 + [51], 0.9, ceiling=50)
     assert (found.queries_per_object, found.coverage, found.images_beyond_ceiling) == (1.0, 0.9, 1)
 

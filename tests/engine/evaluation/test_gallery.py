@@ -138,7 +138,7 @@ def test_a_lone_box_is_named_above_or_where_there_is_no_room_below():
     assert (panel[66:84, 80:130] == INK).all(axis=-1).any()
 
 
-def test_the_density_map_is_normalised_and_its_padding_left_out():
+def test_the_density_map_is_normalised_and_its_padding_cropped():
     density = np.zeros((20, 25))
     density[12, 15] = 0.02  # cell centre at (x, y) = (15.5, 12.5) of 19.5 x 15.6 visible cells
     density[18, 24] = 9.0  # in the padding
