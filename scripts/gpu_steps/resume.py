@@ -37,9 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     runs = {"repeated": repeat} if options.device == "cuda" else {}
     runs["stopped and resumed"] = stop_and_resume
     found = {name: run(toy, options.processes) for name, run in runs.items()}
-    whole = toy.whole(options.processes)
-    print("; ".join(f"{name}: {_verdict(folder, whole)}" for name, folder in found.items()))
-    return int(any(differences(folder, whole) for folder in found.values()))
+    uninterrupted = toy.uninterrupted(options.processes)
+    print("; ".join(f"{name}: {_verdict(folder, uninterrupted)}" for name, folder in found.items()))
+    return int(any(differences(folder, uninterrupted) for folder in found.values()))
 
 
 def repeat(toy: Toy, ranks: int) -> Path:
@@ -58,11 +58,11 @@ def stop_and_resume(toy: Toy, ranks: int) -> Path:
     return folder
 
 
-def _verdict(folder: Path, whole: Path) -> str:
-    different = differences(folder, whole)
+def _verdict(folder: Path, uninterrupted: Path) -> str:
+    different = differences(folder, uninterrupted)
     if not different:
         return "the same bits"
-    ours, theirs = (load_checkpoint(each / "last.pth").model for each in (folder, whole))
+    ours, theirs = (load_checkpoint(each / "last.pth").model for each in (folder, uninterrupted))
     largest = max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in theirs)
     return f"different {', '.join(different)}; weights by up to {largest:.1e}"
 

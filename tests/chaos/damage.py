@@ -58,4 +58,4 @@ def fall_back(toy: Toy, folder: Path) -> list[str]:
     warnings = [line for line in log if "warning: " in line and ".pth" in line]  # others are of the data
     if not (len(warnings) == 1 and str(last) in warnings[0] and str(earlier) in warnings[0]):
         problems.append(f"warnings: {warnings}")
-    return problems + differences(folder, toy.whole())
+    return problems + differences(folder, toy.uninterrupted())

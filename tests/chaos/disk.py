@@ -27,7 +27,7 @@ CAPABILITIES = 0x20080522
 
 
 def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
-    toy.whole()
+    toy.uninterrupted()
     for case, work in {"full": fill_disk, "read-only": close_folder}.items():
         finding, results = Finding("disk", case), toy.root / "disk.json"
         results.unlink(missing_ok=True)

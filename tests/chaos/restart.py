@@ -29,7 +29,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
 
 def restart(toy: Toy, *, machines: int, rank: int, step: int) -> tuple[list[float], list[str]]:
     """Seconds from the kill to the next step, and problems."""
-    folder, whole = toy.folder("restart"), toy.whole(2)
+    folder, uninterrupted = toy.folder("restart"), toy.uninterrupted(2)
     mark = folder.with_suffix(".mark")
     back = mark.with_suffix(".back")
     for file in (mark, back):
@@ -46,4 +46,4 @@ def restart(toy: Toy, *, machines: int, rank: int, step: int) -> tuple[list[floa
         return [], [f"exit codes {codes}: {logs[0].read_text()[-1500:]}"]
     if not back.exists():
         return [], ["nobody was killed"]
-    return [float(back.read_text()) - float(mark.read_text())], differences(folder, whole)
+    return [float(back.read_text()) - float(mark.read_text())], differences(folder, uninterrupted)

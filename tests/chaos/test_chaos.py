@@ -19,10 +19,10 @@ import torch
 
 from engine.checkpoints.checkpoint import Checkpoint, save_checkpoint, weights_checkpoint
 from tests.chaos import experiments as chaos
+from tests.chaos.alternation import Program, run_in_alternation, timed_part
 from tests.chaos.finding import Finding
 from tests.chaos.throughput import interval
 from tests.chaos.toy import Toy, differences
-from tests.chaos.turns import Program, in_turns, side_by_side
 
 ROOT = Path(__file__).parents[2]
 RECORD = {"kind": "train", "step": 1, "loss": 0.5, "images_per_second": 3.0}
@@ -120,22 +120,22 @@ def burn(seconds: float, lane: Connection) -> None:
         while time.process_time() < start + seconds:
             pass
 
-    in_turns(work, lane)
+    timed_part(work, lane)
 
 
 def test_alternating_programs_are_timed_separately() -> None:
     """The second one has several turns after the first one has ended."""
-    (_, first), (wall, second) = side_by_side([Program(partial(burn, seconds)) for seconds in (0.1, 1.2)])
+    (_, first), (wall, second) = run_in_alternation([Program(partial(burn, seconds)) for seconds in (0.1, 1.2)])
     assert first < 1.2 <= second
     assert wall >= 1.2
 
 
 def test_a_program_that_fails_in_its_turn() -> None:
     def fail(lane: Connection) -> None:
-        in_turns(lambda: os._exit(1), lane)
+        timed_part(lambda: os._exit(1), lane)
 
     waiting = Program(partial(burn, 60.0))
     with pytest.raises(EOFError):
-        side_by_side([waiting, Program(fail)])
+        run_in_alternation([waiting, Program(fail)])
     waiting._process.join(20)
     assert waiting._process.exitcode == -signal.SIGKILL

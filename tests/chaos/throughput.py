@@ -30,9 +30,9 @@ from engine.optim import build_optimizer, learning_rate_factor, set_learning_rat
 from engine.trainer import Trainer
 from models.build import build_criterion, build_detector
 from scripts.make_scenes import make_data_set
+from tests.chaos.alternation import Program, run_in_alternation, timed_part
 from tests.chaos.finding import Finding
 from tests.chaos.toy import CONFIG, Toy
-from tests.chaos.turns import Program, in_turns, side_by_side
 
 SIDE = 128
 """Side of the images, px"""
@@ -53,7 +53,7 @@ def measure(toy: Toy, options: argparse.Namespace) -> Iterator[Finding]:
     works = [run_engine, run_bare]
     for turn in range(options.turns):
         order = works if turn % 2 else works[::-1]
-        found = side_by_side([Program(work, settings, toy.folder(work.__name__)) for work in order])
+        found = run_in_alternation([Program(work, settings, toy.folder(work.__name__)) for work in order])
         engine, bare = found if turn % 2 else found[::-1]
         wall.append(bare[0] / engine[0])
         cpu.append(bare[1] / engine[1])
@@ -81,7 +81,7 @@ def interval(values: list[float], *, seed: int, draws: int = 10_000) -> tuple[fl
 
 def run_engine(settings: list[str], folder: Path, lane: Connection) -> None:
     def timed(trainer: Trainer) -> None:
-        in_turns(lambda: fit(trainer), lane)
+        timed_part(lambda: fit(trainer), lane)
 
     fit: Callable[[Any], None] = Trainer.fit
     Trainer.fit = timed  # type: ignore[assignment,method-assign]
@@ -111,7 +111,7 @@ def run_bare(settings: list[str], folder: Path, lane: Connection) -> None:
             nn.utils.clip_grad_norm_(detector.parameters(), config.optim.clip_grad_norm)
             optimizer.step()
 
-    in_turns(loop, lane)
+    timed_part(loop, lane)
     folder.mkdir()
     torch.save(detector.state_dict(), folder / "bare.pth")
 

@@ -58,7 +58,7 @@ class Toy:
 
     root: Path
     settings: list[str] = field(default_factory=list)
-    _whole: dict[int, Path] = field(default_factory=dict)
+    _uninterrupted: dict[int, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         with redirect_stdout(StringIO()):
@@ -94,13 +94,13 @@ class Toy:
             return ["--resume", str(folder / "last.pth")]
         return self.begin(folder, ranks=ranks, workers=workers)
 
-    def whole(self, ranks: int = 1) -> Path:
+    def uninterrupted(self, ranks: int = 1) -> Path:
         """The folder of an uninterrupted run of this many ranks; it is run once."""
-        if ranks not in self._whole:
-            folder = self.folder(f"whole_{ranks}")
+        if ranks not in self._uninterrupted:
+            folder = self.folder(f"uninterrupted_{ranks}")
             Run(self.begin(folder, ranks=ranks), log=folder.with_suffix(".txt"), ranks=ranks).expect(0)
-            self._whole[ranks] = folder
-        return self._whole[ranks]
+            self._uninterrupted[ranks] = folder
+        return self._uninterrupted[ranks]
 
     def finish(self, folder: Path, *, ranks: int = 1, workers: int = 0) -> list[str]:
         """Run to the end from the folder's state; returns the differences from the uninterrupted run."""
@@ -108,7 +108,7 @@ class Toy:
         codes = Run(arguments, log=folder.with_suffix(".end.txt"), ranks=ranks).wait()
         if any(codes):
             return [f"exit codes {codes}"]
-        return differences(folder, self.whole(ranks))
+        return differences(folder, self.uninterrupted(ranks))
 
 
 def differences(folder: Path, other: Path) -> list[str]:

@@ -15,7 +15,7 @@ Clock = tuple[float, float]
 """Wall and CPU seconds"""
 
 
-def side_by_side(programs: Sequence["Program"]) -> list[Clock]:
+def run_in_alternation(programs: Sequence["Program"]) -> list[Clock]:
     """The time of each program in its own turns, the first one first. If one fails, all are killed."""
     try:
         while working := [program for program in programs if program.cpu is None]:
@@ -32,7 +32,7 @@ def side_by_side(programs: Sequence["Program"]) -> list[Clock]:
 class Program:
     """A forked process.
 
-    work   called with the given arguments and a connection; only its part inside `in_turns` is timed
+    work   called with the given arguments and a connection; only its part inside `timed_part` is timed
     """
 
     def __init__(self, work: Callable[..., None], *given: Any) -> None:
@@ -76,7 +76,7 @@ class Program:
         os.kill(self._process.pid, number)
 
 
-def in_turns(work: Callable[[], object], lane: Connection) -> None:
+def timed_part(work: Callable[[], object], lane: Connection) -> None:
     """Run the timed part of a program, when it is its turn."""
     lane.send(None)
     lane.recv()
