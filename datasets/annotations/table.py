@@ -101,28 +101,10 @@ def read_annotations(
     """
     found = Findings() if findings is None else findings
     collected = _Collector(keep_zero_area=keep_zero_area)
-    document = _load_json(path, collected.add)
-    categories = read_categories(
-        document["categories"], path, found, used=collected.category_keys, num_classes=num_classes
-    )
-    images = read_images(document["images"], path, found)
-    if findings is None and (len(categories.ids) == 0 or len(images.ids) == 0):
-        found.raise_errors()
-    for key, ids, remedy in (
-        ("categories", categories.ids, "list each class as {id, name}"),
-        ("images", images.ids, "there is nothing to train on or to evaluate"),
-    ):
-        if len(ids) == 0:
-            fault = f"no entry of {key} is sound; fix them first" if document[key] else f"{key} is empty; {remedy}"
-            raise DataError(f"{path}: {fault}")
-    del document
+    categories, images = _read_file(path, collected, found, num_classes=num_classes, stop=findings is None)
     objects = _read_objects(collected, path, images, categories, found, skip=on_bad_annotation == "skip")
     collected.ids.report(path, found, renumber=on_bad_annotation == "skip")
-    owner = _positions(objects.image_ids, images.ids)
-    if (np.diff(owner) < 0).any():
-        order = np.argsort(owner, kind="stable")
-        owner = owner[order]
-        objects = objects.reorder(order)
+    objects, owner = _group_by_image(objects, images)
     labels = _positions(objects.category_ids, categories.ids)
     if recompute_area:
         recompute_zero_areas(objects, path, found)
@@ -255,6 +237,39 @@ def _find_known(objects: ObjectColumns, images: Images, categories: Categories) 
     """(N,) bool: image and category are sound entries. A number that replaces a name is no id of an image."""
     own = np.setdiff1d(images.ids, np.array(list(images.named.values()), dtype=np.int64))
     return np.asarray(np.isin(objects.image_ids, own) & np.isin(objects.category_ids, categories.ids))
+
+
+def _read_file(
+    path: Path, collected: _Collector, findings: Findings, *, num_classes: int | None, stop: bool
+) -> tuple[Categories, Images]:
+    """Pass over the file: annotations go to `collected`, images and categories are returned.
+
+    Raises DataError without a sound image or category, with all errors so far if `stop`.
+    """
+    document = _load_json(path, collected.add)
+    categories = read_categories(
+        document["categories"], path, findings, used=collected.category_keys, num_classes=num_classes
+    )
+    images = read_images(document["images"], path, findings)
+    if stop and (len(categories.ids) == 0 or len(images.ids) == 0):
+        findings.raise_errors()
+    for key, ids, remedy in (
+        ("categories", categories.ids, "list each class as {id, name}"),
+        ("images", images.ids, "there is nothing to train on or to evaluate"),
+    ):
+        if len(ids) == 0:
+            fault = f"no entry of {key} is sound; fix them first" if document[key] else f"{key} is empty; {remedy}"
+            raise DataError(f"{path}: {fault}")
+    return categories, images
+
+
+def _group_by_image(objects: ObjectColumns, images: Images) -> tuple[ObjectColumns, np.ndarray]:
+    """Objects in the order of their images, otherwise in the file's, and the place (N,) of the image of each."""
+    owner = _positions(objects.image_ids, images.ids)
+    if (np.diff(owner) >= 0).all():
+        return objects, owner
+    order = np.argsort(owner, kind="stable")
+    return objects.reorder(order), owner[order]
 
 
 def _positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

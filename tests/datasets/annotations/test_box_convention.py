@@ -174,9 +174,9 @@ def test_boxes_that_are_not_clipped_are_at_most_a_warning(open_dataset: Open, do
         assert "boxes leave their image" in found[0]
 
 
-@pytest.mark.parametrize(("images", "spread", "told"), [(12, 0, 1), (9, 0, 0), (40, 2, 1), (40, 3, 0)])
+@pytest.mark.parametrize(("images", "spread", "warned"), [(12, 0, 1), (9, 0, 0), (40, 2, 1), (40, 3, 0)])
 def test_boxes_in_one_quarter(
-    open_dataset: Open, document: dict[str, Any], images: int, spread: int, told: int
+    open_dataset: Open, document: dict[str, Any], images: int, spread: int, warned: int
 ) -> None:
     """Percentages in images of 200 px, with some images that have boxes elsewhere."""
     boxes = small(images * 5, seed=4)
@@ -186,7 +186,7 @@ def test_boxes_in_one_quarter(
         image |= {"width": 200, "height": 200}
     for training in (True, False):
         warnings = open_dataset(document, training=training).warnings
-        assert sum("lie in the top left quarter" in text for text in warnings) == told
+        assert sum("lie in the top left quarter" in text for text in warnings) == warned
 
 
 def test_images_of_different_sizes(open_dataset: Open, document: dict[str, Any]) -> None:

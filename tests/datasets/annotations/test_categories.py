@@ -1,4 +1,4 @@
-"""Categories: mere parents are no classes, classes without objects are told, and one fault is one finding."""
+"""Categories: parents are no classes, classes without objects are reported, and one fault is one finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields beside the box: what reads as a number is read, an area of 0 is recomputed, what is dropped is told."""
+"""Fields beside the box: numbers as text are read, an area of 0 is recomputed, what is dropped is reported."""
 
 from __future__ import annotations
 
