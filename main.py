@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int | None:
-    """Run what the arguments ask for; returns the exit code of a check."""
+    """Run the command of the arguments; returns the exit code of a check."""
     require_usage(arguments)
     experiment, resume = None, arguments.resume
     if arguments.config is not None:

@@ -1,4 +1,4 @@
-"""D3Q: as many object queries as a density map asks for, and a box loss for tiny objects. Needs torch alone.
+"""D3Q: an object query count that follows a density map, and a box loss for tiny objects. Needs only torch.
 
 Source: Ye et al., Density-Aware DETR With Dynamic Query for End-to-End Tiny Object Detection, JSTARS 2025.
 """

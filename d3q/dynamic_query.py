@@ -18,7 +18,7 @@ def query_count(
 
     Source: Ye et al., D3Q, JSTARS 2025, dynamic query.
     """
-    # A diverged map (NaN) asks for the floor: that is the loss's to report.
+    # A diverged map (NaN) gives the floor; the loss reports it.
     objects = objects.double().nan_to_num(nan=0.0)
     queries = torch.ceil((objects.round() if round_objects else objects) * queries_per_object)
     return queries.clamp(min_queries, max_queries).long()

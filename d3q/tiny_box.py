@@ -60,6 +60,6 @@ class LogSizeL1:
     def pairwise(self, pred: Tensor, target: Tensor) -> Tensor:
         """(N, 4), (M, 4) cxcywh -> (N, M). The matching cost; the published one adds no epsilon.
 
-        In memory the result lies row by row of the targets, as assignment wants it.
+        In memory the result is ordered by target, as assignment needs it.
         """
         return log_size_l1(pred, target[:, None]).T

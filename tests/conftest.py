@@ -1,4 +1,4 @@
-"""For every test: one thread. The tensors are small, and threads that wait for each other cost minutes."""
+"""Run every test with one thread: the tensors are small, and synchronising threads would cost minutes."""
 
 import torch
 

@@ -102,7 +102,7 @@ def is_stable(case: Case) -> bool:
     close = -ranked.values[:, :most].diff(dim=1) < RANKING_MARGIN
     tokens = torch.cat([output.proposals.logits[0], output.proposals.boxes[0]], dim=-1)
     tokens = tokens.gather(1, ranked.indices[:, :most, None].expand(-1, -1, tokens.shape[-1]))
-    alike = (tokens[:, 1:] == tokens[:, :-1]).all(-1)  # invalid tokens: any of them may stand for another
+    alike = (tokens[:, 1:] == tokens[:, :-1]).all(-1)  # invalid tokens are interchangeable
     return not bool((close & ~alike).any())
 
 

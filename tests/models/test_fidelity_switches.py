@@ -86,7 +86,7 @@ def test_denoising_queries_of_a_crowd(limit: str, slots: int) -> None:
 
 
 def test_a_limited_choice_keeps_boxes_and_labels_together() -> None:
-    """Without noise, each positive slot is the object that it stands for; another step chooses others."""
+    """Without noise, each positive slot equals its object; another step chooses other objects."""
     torch.manual_seed(0)
     denoising = Denoising(
         hidden_dim=8, num_classes=8, num_queries=30, label_noise=0.0, box_noise=0.0, max_queries=24

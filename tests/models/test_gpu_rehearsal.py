@@ -77,7 +77,7 @@ class MakeBelieve(TorchDispatchMode):
 
 
 class Answer:
-    """What the host would have been told: all is finite, and any costs. In the place of a tensor there."""
+    """A substitute for results that the host would read: all is finite, with arbitrary costs."""
 
     def __init__(self, tensor: Tensor) -> None:
         assert tensor.device.type == "cuda"
@@ -226,7 +226,7 @@ PLANTED: dict[str, tuple[Any, str, Callable[[Any], Any], bool]] = {
     "a result on the host": (models.postprocess, "cxcywh_to_xyxy", lambda box: box.cpu(), False),
     "rows of a table by the host": (models.proposals, "take_rows", lambda rows: rows[:, torch.arange(5)], False),
 }
-"""Module, function, what becomes of its result, and whether it is of the training"""
+"""Module, function, the substitute of its result, and whether it belongs to training"""
 
 
 @pytest.mark.parametrize("fault", PLANTED)

@@ -131,7 +131,7 @@ def test_a_fitted_floor_takes_the_fewest_queries() -> None:
     floor, found = fit_both(estimates, objects, 1.0)
     assert (floor, found.queries_per_object, found.coverage) == (9, 1.0, 1.0)
     floor, found = fit_both([10.0, 10.0], [10, 30], 1.0)
-    assert (floor, found.queries_per_object) == (10, 2.95)  # a floor of 30 asks for as many: the lower one stays
+    assert (floor, found.queries_per_object) == (10, 2.95)  # a floor of 30 gives as many: the lower one is kept
 
 
 def test_a_fitted_floor_is_never_worse_than_a_given_one() -> None:

@@ -149,7 +149,7 @@ def test_area_bounds_are_inclusive_on_both_sides():
     square = (10, 10, 8, 8)  # 64 px^2: verytiny and tiny
     metrics = detection_metrics([record(gt=[square], dets=[(square, 0.9)])], 1, AITOD)
     assert metrics.recall[0, 0, :, -1].tolist() == [1, 1, 1, -1, -1]
-    # An unmatched detection of 64 px^2 is false in both buckets, too, and ignored in the others.
+    # An unmatched detection of 64 px^2 is false in both buckets, too, and ignored in all other buckets.
     false_first = record(gt=[square, (100, 100, 40, 40)], dets=[((200, 200, 8, 8), 0.9), ((10, 10, 8, 8), 0.8)])
     precision = detection_metrics([false_first], 1, AITOD).precision[0, 0, 0, :, -1]
     np.testing.assert_allclose(precision, [0.5, 0.5, 0.5, -1, 0], rtol=0, atol=1e-12)

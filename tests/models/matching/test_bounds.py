@@ -90,7 +90,7 @@ def test_the_overlap_is_bounded_closely_for_one_object_apart() -> None:
 
 
 def test_lists_from_bounds() -> None:
-    """They hold the costs of their queries, leave none out that is cheaper than they say, and are mostly complete."""
+    """They hold the costs of their queries, omit none that is below their bound, and are mostly complete."""
     generator = torch.Generator().manual_seed(5)
     objects = torch.cat([make_boxes("crowd", 90, generator), make_boxes("any", 10, generator)])
     near = objects.repeat(5, 1) * (1 + 0.2 * torch.randn(500, 4, generator=generator))

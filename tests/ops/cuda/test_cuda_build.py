@@ -292,7 +292,7 @@ def test_cuda_can_be_turned_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("D3Q_OPS_CUDA", "0")
     built = build.build()
     assert (built.path, built.without_cuda) == (plain, "D3Q_OPS_CUDA=0")
-    assert library.fitting_libraries()[0] == plain, "what was asked for last is loaded"
+    assert library.fitting_libraries()[0] == plain, "the last requested build is loaded"
 
 
 OLD = "dropped: there are no kernels for GPUs older than 7.5"
