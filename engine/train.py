@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import OptimConfig
 from engine.averaging import WeightAverage
+from engine.checkpoints.checkpoint import Progress
 from engine.distributed.processes import Processes
 from engine.meter import BatchResult, Meter
 from engine.optim import learning_rate_factor, set_learning_rates
@@ -41,30 +41,6 @@ class Criterion(Protocol):
     """
 
     def __call__(self, output: Any, targets: Sequence[Any]) -> dict[str, Tensor]: ...
-
-
-@dataclass
-class Progress:
-    """Where a run stands."""
-
-    epoch: int = 0
-    """Finished epochs"""
-    batch: int = 0
-    """Finished batches of the epoch in progress, per process"""
-    step: int = 0
-    """Finished optimiser steps, those left out included"""
-    skipped: int = 0
-    """Steps left out, as a loss or gradient was not finite"""
-    skipped_in_row: int = 0
-    """Those since the last good one"""
-    replaced: int = 0
-    """Images that could not be read, in whose place others came"""
-    seconds: float = 0.0
-    """Time so far, over all interruptions"""
-    best_score: float = -1.0
-    """Best evaluation so far"""
-    evaluated: bool = True
-    """Whether the evaluation due after the last finished epoch is done"""
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +13,13 @@ from torch.utils.data import DataLoader
 from configs.loader import dump_config
 from configs.schema import Config
 from engine.averaging import WeightAverage
-from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, random_state, restore_random_state
+from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, Progress, random_state, restore_random_state
 from engine.checkpoints.run_folder import RunFolder
 from engine.distributed.processes import Processes, gather_rows
 from engine.distributed.signals import StopRequest
 from engine.logger import RunLogger, progress
 from engine.meter import Meter, report_step
-from engine.train import Criterion, Progress, train_one_epoch
+from engine.train import Criterion, train_one_epoch
 from engine.wording import counted
 
 
@@ -73,9 +74,9 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint was taken (its weights are in the detector already). Raises CheckpointError."""
-        states, world_size = checkpoint.random_states, self.processes.world_size
+        progress, states, world_size = checkpoint.progress, checkpoint.random_states, self.processes.world_size
         theirs = counted(len(states), "process", "processes")
-        if len(states) != world_size and checkpoint.batch > 0:
+        if len(states) != world_size and progress.batch > 0:
             raise CheckpointError(
                 f"the checkpoint is of {theirs}, this run has {world_size}: start as many until the "
                 "epoch ends, or use an earlier checkpoint between epochs, or this one as init_from of a new run"
@@ -84,14 +85,14 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
         except ValueError as error:
             raise CheckpointError(f"the optimiser of the checkpoint does not fit: {error}") from error
-        if checkpoint.batch > 0 and checkpoint.batches != len(self.loader):
+        if progress.batch > 0 and checkpoint.batches != len(self.loader):
             raise CheckpointError(
                 f"the checkpoint is from inside an epoch of {checkpoint.batches} batches, this run has "
                 f"{len(self.loader)}: keep its data and data.batch_size, or use it as init_from of a new run"
             )
-        if checkpoint.batch % self.config.optim.accumulate_steps:
+        if progress.batch % self.config.optim.accumulate_steps:
             raise CheckpointError(
-                f"the checkpoint is from inside an epoch, after {checkpoint.batch} batches: keep its "
+                f"the checkpoint is from inside an epoch, after {progress.batch} batches: keep its "
                 "optim.accumulate_steps until the epoch ends"
             )
         self.scaler.load_state_dict(checkpoint.scaler)
@@ -104,20 +105,10 @@ class Trainer:
                 f"warning: the checkpoint is of {theirs}, this run has {world_size}: the batch is "
                 f"{counted(world_size * self.config.data.batch_size, 'image')} now, and random numbers are drawn anew"
             )
-            torch.manual_seed(self.config.runtime.seed + self.processes.rank + checkpoint.step)
-        self.progress = Progress(
-            epoch=checkpoint.epoch,
-            batch=checkpoint.batch,
-            step=checkpoint.step,
-            skipped=checkpoint.skipped,
-            skipped_in_row=checkpoint.skipped_in_row,
-            replaced=checkpoint.replaced,
-            seconds=checkpoint.seconds,
-            best_score=checkpoint.best_score,
-            evaluated=checkpoint.evaluated,
-        )
+            torch.manual_seed(self.config.runtime.seed + self.processes.rank + progress.step)
+        self.progress = replace(progress)
         self.meter.restore(checkpoint.meter, self.processes.device)
-        self.logger.rewind(self.progress.step, undone=None if checkpoint.evaluated else "evaluation")
+        self.logger.rewind(self.progress.step, undone=None if progress.evaluated else "evaluation")
 
     def fit(self) -> None:
         """Train, evaluate and save until the last epoch is done and evaluated.
@@ -209,19 +200,11 @@ class Trainer:
             model=self.detector.state_dict(),
             config=dump_config(self.config),
             categories=self.categories,
-            epoch=self.progress.epoch,
-            step=self.progress.step,
+            progress=replace(self.progress),
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             random_states=[state.clone() for state in states],
-            best_score=self.progress.best_score,
-            evaluated=self.progress.evaluated,
-            batch=self.progress.batch,
             batches=len(self.loader),
-            skipped=self.progress.skipped,
-            skipped_in_row=self.progress.skipped_in_row,
-            replaced=self.progress.replaced,
-            seconds=self.progress.seconds,
             data=self.data,
             meter=self.meter.state(),
             average={} if self.average is None else self.average.state(),

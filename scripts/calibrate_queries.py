@@ -139,7 +139,7 @@ def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinRes
         )
     }
     if processes.is_main:
-        print(f"{options.resume}, epoch {checkpoint.epoch}, on {dataset.table.path}")
+        print(f"{options.resume}, epoch {checkpoint.progress.epoch}, on {dataset.table.path}")
         show(results, own, fitted, calibration, coverage=options.coverage)
         publish(fitted, results[CALIBRATED]["all"], dataset, options)
     return results

@@ -1,34 +1,58 @@
-"""Checkpoints: everything a run needs to go on."""
+"""Checkpoints: the complete state of a training run, and its upgrade from earlier file formats."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from engine.checkpoints.sealed_file import CheckpointError, DamagedError, is_sealed, read_archive, write_archive
 
-FORMAT = 3
-SINCE_3: dict[str, Any] = {
-    "average": {},
-    "meter": {},
-    "skipped": 0,
-    "skipped_in_row": 0,
-    "replaced": 0,
-    "seconds": 0.0,
-    "data": "",
-}
-ADDED_SINCE: dict[int, dict[str, Any]] = {1: {"batch": 0, "batches": 0, **SINCE_3}, 2: SINCE_3}
-"""Of each earlier format: what it lacks, and what that was"""
-FORMATS = (*ADDED_SINCE, FORMAT)
+FORMAT = 4
+FORMATS = (1, 2, 3, FORMAT)
+"""All that are read; `upgrade` turns the earlier ones into the last"""
 QUERY_TABLES = ("content_queries.weight", "query_maker.content.weight")
+
+Record = TypeVar("Record")
+
+
+@dataclass
+class Progress:
+    """How far a training run is. The training loop counts in it, and a checkpoint holds a copy."""
+
+    epoch: int = 0
+    """Finished epochs"""
+    batch: int = 0
+    """Finished batches of the epoch in progress, per process"""
+    step: int = 0
+    """Finished optimiser steps, skipped ones included"""
+    skipped: int = 0
+    """Steps skipped because a loss or gradient was not finite"""
+    skipped_in_row: int = 0
+    """Those since the last step that was taken"""
+    replaced: int = 0
+    """Unreadable images that were replaced by others"""
+    seconds: float = 0.0
+    """Training time so far, over all interruptions"""
+    best_score: float = -1.0
+    """Best evaluation so far; -1 before the first"""
+    evaluated: bool = True
+    """Whether the evaluation due after the last finished epoch is done"""
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """(epoch, batch, step): equal for two processes, or two files, at the same step."""
+        return self.epoch, self.batch, self.step
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, step {self.step}"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after any step. Tensors and plain values only."""
+    """The state of a run after any step."""
 
     model: dict[str, Tensor]
     """State dict of the detector"""
@@ -36,58 +60,38 @@ class Checkpoint:
     """The resolved config as YAML"""
     categories: list[str]
     """Class names, in the order of the labels"""
-    epoch: int
-    """Finished epochs"""
-    step: int
-    """Finished optimiser steps"""
+    progress: Progress
+    """How far the run is"""
     optimizer: dict[str, Any]
     """State dict"""
     scaler: dict[str, Any]
     """State dict of the gradient scaler; empty without float16"""
     random_states: list[Tensor]
     """Random number state of each process"""
-    best_score: float
-    """Best evaluation so far; -1 before the first"""
-    evaluated: bool
-    """Whether the evaluation due after the last finished epoch is done"""
-    batch: int = 0
-    """Finished batches of the epoch in progress, per process"""
     batches: int = 0
-    """Batches of an epoch, per process"""
+    """Batches of an epoch, per process; 0 if unknown"""
     average: dict[str, Tensor] = field(default_factory=dict)
     """State dict of the averaged detector; empty without optim.ema_decay"""
     meter: dict[str, Any] = field(default_factory=dict)
     """Sums since the last record of the metrics log"""
-    skipped: int = 0
-    """Steps left out, as a loss or gradient was not finite"""
-    skipped_in_row: int = 0
-    """Those since the last good one"""
-    replaced: int = 0
-    """Images that could not be read, in whose place others came"""
-    seconds: float = 0.0
-    """Time so far, over all interruptions"""
     data: str = ""
-    """Digest of the training data; empty where it is not known"""
+    """Digest of the training data; empty if unknown"""
 
     @property
     def best_weights(self) -> dict[str, Tensor]:
-        """The weights to evaluate and to start from: the averaged ones where there are."""
+        """The weights to evaluate and to start from: the average if the run keeps one."""
         return self.average or self.model
 
-    @property
-    def place(self) -> str:
-        """Where in its run it was taken, for messages."""
-        return f"epoch {self.epoch}, step {self.step}"
-
     def content(self) -> dict[str, Any]:
-        """What the file holds."""
-        return {"format": FORMAT, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}
+        """Content of the file: tensors and plain values only."""
+        entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {"format": FORMAT, **entries, "progress": asdict(self.progress)}
 
     def require_training_state(self, path: Path) -> None:
-        """Raises CheckpointError for one that cannot be trained on."""
+        """Raises CheckpointError unless the checkpoint holds what resuming needs."""
         if not self.optimizer:
             raise CheckpointError(
-                f"{path}: holds weights alone, no optimiser state to go on with; start a new run from it: "
+                f"{path}: holds weights only, no optimiser state to resume with; start a new run from it: "
                 f"--config FILE --set init_from={path}"
             )
 
@@ -98,13 +102,10 @@ def weights_checkpoint(model: dict[str, Tensor], *, config: str, categories: lis
         model=model,
         config=config,
         categories=categories,
-        epoch=0,
-        step=0,
+        progress=Progress(),
         optimizer={},
         scaler={},
         random_states=[],
-        best_score=-1.0,
-        evaluated=True,
     )
 
 
@@ -125,15 +126,41 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     if found != 1 and not is_sealed(path):
         raise DamagedError(f"{path}: without the checksum at its end; take an earlier one")
-    content = {**content, **ADDED_SINCE.get(found, {})}
-    names = [entry.name for entry in fields(Checkpoint)]
-    missing = [name for name in names if name not in content]
+    content = upgrade(content)
+    if isinstance(content.get("progress"), Mapping):
+        content["progress"] = _read_record(path, Progress, content["progress"], prefix="progress.")
+    return _read_record(path, Checkpoint, content)
+
+
+def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of a file of any of FORMATS -> content in the current format.
+
+    1   no seal, saved at the end of an epoch only, and lacks what format 2 lacks
+    2   no average, meter, training data digest, time, or counts of skipped steps and replaced images
+    3   the fields of Progress stand beside the others, as in 1 and 2
+    """
+    upgraded = dict(content)
+    if content["format"] == 1:
+        upgraded |= {"batch": 0, "batches": 0}
+    if content["format"] <= 2:
+        upgraded |= {"average": {}, "meter": {}, "data": "", "seconds": 0.0}
+        upgraded |= {"skipped": 0, "skipped_in_row": 0, "replaced": 0}
+    if content["format"] <= 3:
+        names = [entry.name for entry in fields(Progress) if entry.name in upgraded]
+        upgraded["progress"] = {name: upgraded.pop(name) for name in names}
+    return upgraded | {"format": FORMAT}
+
+
+def _read_record(path: Path, kind: type[Record], content: Mapping[str, Any], *, prefix: str = "") -> Record:
+    """A dataclass from its fields in a file. Raises CheckpointError for a field that is missing or of another type."""
+    hints = get_type_hints(kind)
+    missing = [f"{prefix}{name}" for name in hints if name not in content]
     if missing:
         raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
-    wrong = [name for name, hint in get_type_hints(Checkpoint).items() if not _fits(content[name], hint)]
+    wrong = [f"{prefix}{name}" for name, hint in hints.items() if not _fits(content[name], hint)]
     if wrong:
         raise CheckpointError(f"{path}: not written by this project: {', '.join(wrong)} of another type")
-    return Checkpoint(**{name: content[name] for name in names})
+    return kind(**{name: content[name] for name in hints})
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoints.checkpoint import Checkpoint
-from engine.checkpoints.run_folder import Resumption, RunFolderError, load_newest, saved_place
+from engine.checkpoints.run_folder import Resumption, RunFolderError, load_newest, saved_progress
 from engine.checkpoints.sealed_file import CheckpointError, DamagedError
 from engine.distributed.processes import Processes, any_process
 
@@ -67,7 +67,7 @@ def _taken(folder: Path) -> str | None:
         )
     remedy = "choose another runtime.output_dir, or move them away"
     found = [name for name in ("best.pth", *WRITTEN) if (folder / name).exists()]
-    if "best.pth" in found or "evaluation" in found or saved_place(folder)["step"] > 0:
+    if "best.pth" in found or "evaluation" in found or saved_progress(folder).step > 0:
         return f"{folder} already holds {', '.join(found)} of a run; {remedy}"
     if found and not any(name in found for name in MARKS):
         return f"{folder} holds {', '.join(found)}, which a run would write over; {remedy}"
@@ -103,14 +103,14 @@ def _further_state(start: Resumption) -> str | None:
     if _same_state(newest.checkpoint, start.checkpoint):
         return None
     return (
-        f"{start.path} ({start.checkpoint.place}) is not the newest state of its folder, and to train on from "
-        f"it would overwrite {newest.path} ({newest.checkpoint.place}): resume from {newest.path}, or start a "
+        f"{start.path} ({start.checkpoint.progress}) is not the newest state of its folder, and to train on from "
+        f"it would overwrite {newest.path} ({newest.checkpoint.progress}): resume from {newest.path}, or start a "
         "branch in a folder that is empty or does not exist by --set runtime.output_dir=FOLDER"
     )
 
 
 def _same_state(a: Checkpoint, b: Checkpoint) -> bool:
-    if (a.epoch, a.batch, a.step) != (b.epoch, b.batch, b.step) or a.model.keys() != b.model.keys():
+    if a.progress.position != b.progress.position or a.model.keys() != b.model.keys():
         return False
     return all(torch.equal(value, b.model[name]) for name, value in a.model.items())
 

@@ -16,7 +16,7 @@ from typing import Self, TextIO
 
 import torch
 
-from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from engine.checkpoints.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from engine.checkpoints.sealed_file import DamagedError, sync_folder, write_temporary
 from engine.distributed.processes import Processes, gather_rows
 
@@ -52,7 +52,7 @@ def load_newest(path: Path) -> Resumption:
         for earlier in _earlier_files(path):
             with suppress(DamagedError):
                 found = load_checkpoint(earlier)
-                return Resumption(found, earlier, f"warning: {error}. Going on from {earlier} ({found.place})")
+                return Resumption(found, earlier, f"warning: {error}. Going on from {earlier} ({found.progress})")
         raise
 
 
@@ -80,7 +80,7 @@ class RunFolder:
         self._last_is_whole = own and not self.last.is_symlink()
         self._codes = codes
         self._lock: TextIO | None = None
-        self._place = {"epoch": 0, "step": 0}
+        self._saved = Progress()
 
     def __enter__(self) -> Self:
         problem = None
@@ -122,7 +122,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(self._not_saved(self.last, error)) from error
         self._last_is_whole = True
-        self._place = {"epoch": checkpoint.epoch, "step": checkpoint.step}
+        self._saved = checkpoint.progress
         with suppress(OSError):  # the checkpoint counts
             self._write_status("running", None)
 
@@ -157,7 +157,7 @@ class RunFolder:
             stray.unlink()  # of a run that was killed while it wrote
         _own_files(self.path)
         if self._last_is_whole:
-            self._place = saved_place(self.path)
+            self._saved = saved_progress(self.path)
         self._write_status("running", None)
 
     def _shift(self) -> None:
@@ -174,8 +174,8 @@ class RunFolder:
                 os.replace(self.last, names[1])
 
     def _write_status(self, state: str, exit_code: int | None) -> None:
-        status = {"state": state, "exit_code": exit_code, **self._place, "time": _now()}
-        status |= {"process": os.getpid(), "host": socket.gethostname()}
+        status = {"state": state, "exit_code": exit_code, "epoch": self._saved.epoch, "step": self._saved.step}
+        status |= {"time": _now(), "process": os.getpid(), "host": socket.gethostname()}
         partial = self.path / "status.json.partial"
         partial.write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.path / "status.json")
@@ -215,12 +215,12 @@ def lacking_space(folder: Path, checkpoint_bytes: int, *, keep: int) -> str | No
     )
 
 
-def saved_place(folder: Path) -> dict[str, int]:
-    """Epoch and step of the last checkpoint that was saved in a run folder, as its status.json has them; 0 of none."""
+def saved_progress(folder: Path) -> Progress:
+    """Epoch and step of the last checkpoint saved in a run folder, from its status.json; 0 without one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        return {name: int(status[name]) for name in ("epoch", "step")}
-    return {"epoch": 0, "step": 0}
+        return Progress(epoch=int(status["epoch"]), step=int(status["step"]))
+    return Progress()
 
 
 def _own_files(folder: Path) -> None:

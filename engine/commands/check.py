@@ -117,7 +117,7 @@ def _load_weights(config: Config, start: Start, detector: nn.Module, processes: 
         build_optimizer(detector, config.optim).load_state_dict(start.checkpoint.optimizer)
     except ValueError as error:
         raise CheckpointError(f"{start.path}: its optimiser does not fit: {error}") from error
-    return f"{start.path}: {start.checkpoint.place}"
+    return f"{start.path}: {start.checkpoint.progress}"
 
 
 def _densest_batch(data: DataConfig, training_set: CocoDetection, *, skip: bool) -> Batch | None:

@@ -30,10 +30,10 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, proc
     dataset, detector = build_trained(config, checkpoint, path, processes)
     folder = open_evaluation(path, None if named is None else expand_path(named, "runtime.output_dir"), processes)
     with RunLogger(folder, is_main=processes.is_main) as logger:
-        logger.say(f"{path}: {checkpoint.place}")
+        logger.say(f"{path}: {checkpoint.progress}")
         for line in attention_lines(processes):
             logger.say(line)
-        evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.step)
+        evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.progress.step)
         logger.say(f"done: {folder} holds the report and the gallery")
 
 

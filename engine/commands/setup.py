@@ -88,7 +88,7 @@ def require_same_start(start: Resumption | None, processes: Processes) -> None:
     """Raises CheckpointError unless all processes resume from the same step, or none resumes."""
     place = (-1, -1, -1)
     if start is not None:
-        place = (start.checkpoint.epoch, start.checkpoint.batch, start.checkpoint.step)
+        place = start.checkpoint.progress.position
     if len(gather_rows(torch.tensor([place]), processes).unique(dim=0)) > 1:
         raise CheckpointError("the processes read different checkpoints: give all of them the same file")
 
@@ -216,12 +216,12 @@ def begin(trainer: Trainer, start: Resumption | None, folder: Path) -> None:
     if start.warning is not None:
         trainer.logger.say(start.warning)
     trainer.logger.say(
-        f"{'branch of' if branch else 'resumed from'} {start.path}, {start.checkpoint.place}, in {folder}"
+        f"{'branch of' if branch else 'resumed from'} {start.path}, {start.checkpoint.progress}, in {folder}"
     )
-    checkpoint = start.checkpoint
-    if checkpoint.best_score >= 0 and not (folder / "best.pth").exists():
+    checkpoint, progress = start.checkpoint, start.checkpoint.progress
+    if progress.best_score >= 0 and not (folder / "best.pth").exists():
         trainer.logger.say(f"best.pth is not in {folder}: the best evaluation from now on will be saved there")
-        checkpoint = replace(checkpoint, best_score=-1.0)
+        checkpoint = replace(checkpoint, progress=replace(progress, best_score=-1.0))
     trainer.restore(checkpoint)
 
 

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from engine.checkpoints.checkpoint import Progress
 from engine.evaluation.report import column_heading, format_percent, format_table
 from engine.meter import duration
-from engine.train import Progress
 from engine.wording import counted
 
 HELD = ("best.pth", "last.pth", "metrics.jsonl", "log.txt", "evaluation", "tensorboard")

@@ -32,7 +32,7 @@ def stop_everywhere(toy: Toy, *, ranks: int, workers: int) -> Finding:
         if codes != [75] * ranks:
             finding.add(place, [f"exit codes {codes}"])
             continue
-        steps.add(load_checkpoint(folder / "last.pth").step)
+        steps.add(load_checkpoint(folder / "last.pth").progress.step)
         finding.add(place, toy.finish(folder, ranks=ranks, workers=workers))
     finding.figures["stopped after steps"] = ", ".join(map(str, sorted(steps)))
     return finding

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.checkpoints.checkpoint import Checkpoint, save_checkpoint, weights_checkpoint
+from engine.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint, weights_checkpoint
 from tests.chaos import experiments as chaos
 from tests.chaos.alternation import Program, run_in_alternation, timed_part
 from tests.chaos.finding import Finding
@@ -55,7 +55,7 @@ def with_moment(found: Checkpoint) -> Checkpoint:
         (lambda found: replace(found, model={"weight": torch.arange(4.0).double()}), [RECORD], ["model"]),
         (with_moment, [RECORD], ["optimizer"]),
         (lambda found: replace(found, random_states=[torch.ones(9, dtype=torch.uint8)]), [RECORD], ["random_states"]),
-        (lambda found: replace(found, batch=1, step=7), [RECORD], ["batch", "step"]),
+        (lambda found: replace(found, progress=Progress(batch=1, step=7)), [RECORD], ["progress"]),
         (lambda found: found, [RECORD, RECORD], ["metrics.jsonl"]),
         (lambda found: found, [], ["metrics.jsonl"]),
         (lambda found: found, [RECORD | {"loss": 0.25}], ["metrics.jsonl"]),

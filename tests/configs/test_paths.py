@@ -162,7 +162,7 @@ def test_a_run_keeps_its_paths_as_written_and_goes_on_where_they_mean_others(
     monkeypatch.setenv("HOME", str(there))
     assert main.main(["--eval", "--resume", str(there / "run #1" / "last.pth")]) == 0
     assert main.main(["--resume", "~/run #1/last.pth", "--set", "optim.epochs=2"]) == 0
-    assert load_checkpoint(there / "run #1" / "last.pth").epoch == 2
+    assert load_checkpoint(there / "run #1" / "last.pth").progress.epoch == 2
     start = [*paths, "init_from=${HOME}/run #1/last.pth", "runtime.output_dir=$HOME/second", "optim.epochs=1"]
     assert main.main(["--config", "$HOME/tiny.yaml", "--set", *start]) == 0
     assert (there / "second" / "last.pth").is_file()

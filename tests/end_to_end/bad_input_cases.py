@@ -78,9 +78,10 @@ class Bench:
         Image.fromarray(values).save(self.image(), format=format)
 
     def with_checkpoint(self, **fields: Any) -> Path:
-        """The trained checkpoint with other contents."""
-        path = self.folder / "changed.pth"
-        save_checkpoint(path, replace(load_checkpoint(self.trained), **fields))
+        """The trained checkpoint with other contents; fields of its progress too."""
+        path, checkpoint = self.folder / "changed.pth", load_checkpoint(self.trained)
+        counts = {name: fields.pop(name) for name in list(fields) if hasattr(checkpoint.progress, name)}
+        save_checkpoint(path, replace(checkpoint, progress=replace(checkpoint.progress, **counts), **fields))
         return path
 
 

@@ -99,7 +99,7 @@ def test_a_broken_image_is_replaced_and_counted_where_that_is_allowed(tmp_path: 
     broken.write_bytes(broken.read_bytes()[:200])
     settings = ["data.on_bad_image=skip", f"data.num_workers={workers}", f"runtime.output_dir={tmp_path / 'run'}"]
     assert main.main(["--config", str(config), "--set", "optim.epochs=2", *settings]) == 0
-    assert load_checkpoint(tmp_path / "run" / "last.pth").replaced == 2
+    assert load_checkpoint(tmp_path / "run" / "last.pth").progress.replaced == 2
 
 
 def test_too_little_memory(

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import main
+from engine.checkpoints.sealed_file import write_archive
 from engine.commands.preflight import Preflight, TrialError, try_step
 from engine.step_errors import StepMemoryError
 from tests.support.tiny_run import write_experiment
@@ -177,7 +178,7 @@ def test_a_step_that_is_not_finite(
     content = torch.load(experiment.parent / "run" / "last.pth", weights_only=True)
     name = next(name for name in content["model"] if name.startswith("decoder.") and name.endswith("norm.weight"))
     content["model"][name].fill_(float("nan"))
-    torch.save(content | {"format": 1}, experiment.parent / "nan.pth")
+    write_archive(experiment.parent / "nan.pth", content)
     settings = (f"init_from={experiment.parent / 'nan.pth'}", f"runtime.output_dir={experiment.parent / 'new'}")
     assert run(experiment, "--check", settings=settings) == 5
     assert "images [" in capsys.readouterr().out

@@ -27,7 +27,14 @@ from datasets.checks import check_classes
 from datasets.findings import one_line
 from datasets.images.decode import ImageFile, inspect_image, read_image
 from datasets.structures import DataError, SampleKey
-from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights, weights_checkpoint
+from engine.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Progress,
+    load_checkpoint,
+    load_weights,
+    weights_checkpoint,
+)
 from engine.checkpoints.sealed_file import write_archive
 from models.build import build_detector
 from tests.support.tiny_run import write_experiment
@@ -243,6 +250,7 @@ def test_checkpoints(experiment: Path, tmp_path: Path) -> None:
     write_archive(path, checkpoint.content())
     valid = path.read_bytes()
     names = ["format", *(field.name for field in fields(Checkpoint))]
+    counts = [field.name for field in fields(Progress)]
     for rng, label in share("checkpoints"):
         if rng.random() < 0.8:
             content = damage(rng, unsealed(valid) if rng.random() < 0.1 else valid)
@@ -250,6 +258,8 @@ def test_checkpoints(experiment: Path, tmp_path: Path) -> None:
             assert outcome(lambda: load_checkpoint(path), label) is not None or content == valid, label
             continue
         hostile = checkpoint.content() | {rng.choice(names): rng.choice((*HOSTILE[: len(NUMBERS)], *HOSTILE[-8:], "x"))}
+        if rng.random() < 0.3:
+            hostile["progress"] = vars(Progress()) | {rng.choice(counts): rng.choice(HOSTILE)}
         if rng.random() < 0.5:  # sealed all the same: no accident, but not a reason for a traceback
             hostile["model"] = {**checkpoint.model, rng.choice(list(checkpoint.model)): torch.zeros(rng.randrange(4))}
         write_archive(path, hostile)

@@ -57,11 +57,11 @@ def state_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     state |= {f"sum of {name}": value for name, value in checkpoint.meter["sums"].items()}
     place = [
         *checkpoint.meter["counts"],
-        checkpoint.epoch,
-        checkpoint.batch,
-        checkpoint.step,
-        checkpoint.best_score,
-        checkpoint.evaluated,
+        checkpoint.progress.epoch,
+        checkpoint.progress.batch,
+        checkpoint.progress.step,
+        checkpoint.progress.best_score,
+        checkpoint.progress.evaluated,
     ]
     return state | {"random": torch.stack(checkpoint.random_states), "place": torch.tensor(place)}
 
@@ -86,7 +86,7 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(
     folder = tmp_path / "run"
     assert main.main(arguments(experiment, folder, f"data.num_workers={workers}")) == 75
     stopped = load_checkpoint(folder / "last.pth")
-    assert (stopped.step, stopped.epoch, stopped.batch) == (stop, stop // 3, stop % 3)
+    assert (stopped.progress.step, stopped.progress.epoch, stopped.progress.batch) == (stop, stop // 3, stop % 3)
     found = status(folder)
     assert [found[key] for key in ("state", "exit_code", "step")] == ["interrupted", 75, stop]
     assert main.main(["--resume", str(folder / "last.pth")]) == 0
@@ -150,7 +150,7 @@ def test_average_several_batches_a_step_and_records_of_several_steps_resume_as_w
     stop_at_step(stop, monkeypatch)
     assert main.main(arguments(experiment, folder, *settings)) == 75
     stopped = load_checkpoint(folder / "last.pth")
-    assert (stopped.step, stopped.epoch, stopped.batch) == (stop, stop // 3, stop % 3 * 2)
+    assert (stopped.progress.step, stopped.progress.epoch, stopped.progress.batch) == (stop, stop // 3, stop % 3 * 2)
     assert main.main(["--resume", str(folder / "last.pth")]) == 0
     assert_same_end(folder, whole)
     assert [record["step"] for record in records(folder) if record["kind"] == "train"] == [5]
@@ -171,7 +171,7 @@ def test_a_signal_during_the_evaluation_ends_it(
         patch.setattr(train, "evaluate", signalled)
         assert main.main(arguments(experiment, folder)) == 75
     assert f"stopped by SIGINT; resume with --resume {folder / 'last.pth'}" in capsys.readouterr().err
-    assert not load_checkpoint(folder / "last.pth").evaluated
+    assert not load_checkpoint(folder / "last.pth").progress.evaluated
     assert main.main(["--resume", str(folder / "last.pth")]) == 0
     assert_same_end(folder, whole)
 
@@ -226,9 +226,9 @@ def test_a_real_signal_to_everything_that_belongs_to_the_run(
     _, error = process.communicate(timeout=100)
     assert process.returncode == (75 if processes == 1 else 1), error[-2000:]  # torchrun hides the code
     found, stopped = status(folder), load_checkpoint(folder / "last.pth")
-    assert [found[key] for key in ("state", "exit_code", "step")] == ["interrupted", 75, stopped.step]
-    assert stopped.epoch * stopped.batches + stopped.batch == stopped.step > 0
-    assert [record["step"] for record in records(folder)] == list(range(1, stopped.step + 1))
+    assert [found[key] for key in ("state", "exit_code", "step")] == ["interrupted", 75, stopped.progress.step]
+    assert stopped.progress.epoch * stopped.batches + stopped.progress.batch == stopped.progress.step > 0
+    assert [record["step"] for record in records(folder)] == list(range(1, stopped.progress.step + 1))
     assert len(stopped.random_states) == processes
 
 
@@ -253,7 +253,7 @@ def test_two_processes_stop_after_the_same_step_and_resume_to_the_same_bits(
         if code == 1:
             assert status(folder)["exit_code"] == 75
             stopped = load_checkpoint(folder / "last.pth")
-            assert (stopped.epoch, stopped.batch, stopped.step) == place
+            assert (stopped.progress.epoch, stopped.progress.batch, stopped.progress.step) == place
     assert_same_end(folder, whole)
 
 
@@ -274,7 +274,7 @@ def test_two_processes_leave_an_evaluation_together(experiment: Path, tmp_path: 
         assert done.returncode == code, done.stderr[-2000:]
         if code == 1:
             assert [(tmp_path / f"code{rank}").read_text() for rank in (0, 1)] == ["75", "75"]
-            assert not load_checkpoint(folder / "last.pth").evaluated
+            assert not load_checkpoint(folder / "last.pth").progress.evaluated
     assert_same_end(folder, whole)
 
 

@@ -62,7 +62,7 @@ def place(folder: str) -> tuple[int, str]:
     checkpoint = load_checkpoint(Path(folder) / "last.pth")
     assert (Path(folder) / "config.yaml").read_text() == checkpoint.config
     (line,) = (line for line in checkpoint.config.splitlines() if "output_dir: " in line)
-    return checkpoint.epoch, line.partition(": ")[2].strip('"')
+    return checkpoint.progress.epoch, line.partition(": ")[2].strip('"')
 
 
 def steps(folder: str) -> list[int]:

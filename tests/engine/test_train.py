@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import OptimConfig
 from engine.averaging import WeightAverage
+from engine.checkpoints.checkpoint import Progress
 from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import build_optimizer
 from engine.step_errors import NonFiniteLossError, StepMemoryError
-from engine.train import Progress, train_one_epoch
+from engine.train import train_one_epoch
 
 CPU = torch.device("cpu")
 ALONE = Processes(rank=0, world_size=1, device=CPU)

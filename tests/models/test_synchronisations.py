@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.matching.hungarian
 from datasets.structures import Batch
+from engine.checkpoints.checkpoint import Progress
 from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import build_optimizer
-from engine.train import Progress, train_one_epoch
+from engine.train import train_one_epoch
 from models.build import build_criterion
 from tests.support.shrunken import SIDE, random_images, random_target, small_config, small_detector
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,25 +9,26 @@ from torch import nn
 from engine.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
+    Progress,
     load_checkpoint,
     load_weights,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
-from engine.checkpoints.sealed_file import SEAL_LENGTH, DamagedError
+from engine.checkpoints.sealed_file import SEAL_LENGTH, DamagedError, write_archive
 
+SAVED = Progress(epoch=2, batch=1, step=20, replaced=4, seconds=1.5, best_score=0.25)
 CHECKPOINT = Checkpoint(
     model={"weight": torch.arange(6.0).view(2, 3)},
     config="model: {}\n",
     categories=["a", "b"],
-    epoch=2,
-    step=20,
+    progress=SAVED,
+    batches=3,
+    average={"weight": torch.zeros(2, 3)},
     optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
     scaler={},
     random_states=[torch.arange(5, dtype=torch.uint8)],
-    best_score=0.25,
-    evaluated=True,
 )
 
 
@@ -37,19 +39,72 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(found.model["weight"], CHECKPOINT.model["weight"])
     assert torch.equal(found.random_states[0], CHECKPOINT.random_states[0])
     assert found.optimizer["param_groups"] == CHECKPOINT.optimizer["param_groups"]
-    assert (found.config, found.categories, found.epoch, found.step) == ("model: {}\n", ["a", "b"], 2, 20)
+    assert (found.config, found.categories, found.progress.epoch, found.progress.step) == (
+        "model: {}\n",
+        ["a", "b"],
+        2,
+        20,
+    )
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
 
 
-def test_a_file_of_the_first_format_is_loaded(tmp_path: Path) -> None:
-    """It has no seal, and was always saved at the end of an epoch."""
+SINCE_FORMAT_2 = ("batch", "batches")
+SINCE_FORMAT_3 = ("average", "meter", "data", "seconds", "skipped", "skipped_in_row", "replaced")
+
+
+def content_of(format: int) -> dict[str, Any]:
+    """CHECKPOINT as the code of that time wrote it."""
+    content = CHECKPOINT.content()
+    content |= {**content.pop("progress"), "format": format}
+    lacking = {1: SINCE_FORMAT_2 + SINCE_FORMAT_3, 2: SINCE_FORMAT_3, 3: ()}[format]
+    return {name: value for name, value in content.items() if name not in lacking}
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Files of format 1 have no seal."""
+    torch.save(content, path) if content["format"] == 1 else write_archive(path, content)
+
+
+@pytest.mark.parametrize("format", [1, 2, 3])
+def test_files_of_earlier_formats_are_upgraded(tmp_path: Path, format: int) -> None:
     path = tmp_path / "last.pth"
-    content = {**CHECKPOINT.content(), "format": 1}
-    del content["batch"], content["batches"]
-    torch.save(content, path)
+    write(path, content_of(format))
     found = load_checkpoint(path)
     assert torch.equal(found.model["weight"], CHECKPOINT.model["weight"])
-    assert (found.epoch, found.batch) == (2, 0)
+    kept = 3 if format > 1 else 0  # format 1 was saved at the end of an epoch only
+    expected = {1: Progress(epoch=2, step=20, best_score=0.25), 2: replace(SAVED, replaced=0, seconds=0.0), 3: SAVED}
+    assert (found.progress, found.batches) == (expected[format], kept)
+    assert found.average.keys() == (CHECKPOINT.average.keys() if format == 3 else set())
+    save_checkpoint(path, found)
+    assert load_checkpoint(path).progress == found.progress
+
+
+@pytest.mark.parametrize("format", [1, 2, 3])
+@pytest.mark.parametrize("name", ["step", "evaluated", "optimizer"])
+def test_what_an_earlier_format_should_hold_is_not_made_up(tmp_path: Path, format: int, name: str) -> None:
+    path = tmp_path / "last.pth"
+    content = content_of(format)
+    del content[name]
+    write(path, content)
+    with pytest.raises(CheckpointError, match=rf"last\.pth: incomplete checkpoint, without (progress\.)?{name}$"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"progress": {"epoch": 1}}, "incomplete checkpoint, without progress.batch, progress.step, progress.skipped"),
+        ({"progress": vars(Progress()) | {"step": 1.5}}, "not written by this project: progress.step of another type"),
+        ({"progress": vars(Progress()) | {"evaluated": 1}}, "progress.evaluated of another type"),
+        ({"progress": [1, 2]}, "not written by this project: progress of another type"),
+        ({"format": 5}, r"not a checkpoint of this project \(format 4\)"),
+    ],
+)
+def test_progress_of_another_shape_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "last.pth"
+    write_archive(path, CHECKPOINT.content() | changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
 
 
 def test_a_failing_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +116,8 @@ def test_a_failing_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, replace(CHECKPOINT, epoch=3))
-    assert load_checkpoint(path).epoch == 2
+        save_checkpoint(path, replace(CHECKPOINT, progress=Progress(epoch=3)))
+    assert load_checkpoint(path).progress.epoch == 2
 
 
 @pytest.mark.parametrize("position", [0.3, 0.5, 0.9])

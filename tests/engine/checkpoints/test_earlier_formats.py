@@ -7,6 +7,7 @@ step; format3.yaml is the run's config.yaml.
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ def test_it_resumes_to_the_bits_of_an_undisturbed_run(place: Path, monkeypatch: 
     write_archive(Path("resumed/last.pth"), content)
     shutil.copy("resumed/last.pth", "resumed/best.pth")
     assert main.main(["--resume", "resumed/last.pth"]) == 0
-    assert differences(read("resumed"), read("whole")) == []
+    found, expected = read("resumed"), read("whole")
+    assert differences(found, expected) == []
+    assert replace(found.progress, seconds=0.0) == replace(expected.progress, seconds=0.0)
+    assert expected.progress.replaced > 0
 
 
 def test_the_stored_file_itself_resumes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

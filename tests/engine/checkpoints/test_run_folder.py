@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.checkpoints import run_folder
-from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_checkpoint
+from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, Progress, load_checkpoint, weights_checkpoint
 from engine.checkpoints.run_folder import RunFolder, RunFolderError, load_newest
 from engine.checkpoints.sealed_file import DamagedError
 from engine.distributed.processes import Processes
@@ -42,7 +42,7 @@ with RunFolder(Path({folder!r}), processes, keep=2, resumed=None, codes={{}}):
 
 def checkpoint(step: int) -> Checkpoint:
     weights = weights_checkpoint({"weight": torch.full((50,), float(step))}, config="", categories=["a"])
-    return replace(weights, step=step)
+    return replace(weights, progress=Progress(step=step))
 
 
 def held(path: Path, *, keep: int = 2, resumed: Path | None = None) -> RunFolder:
@@ -54,7 +54,7 @@ def status(folder: Path) -> dict:
 
 
 def steps(folder: Path) -> dict[str, int]:
-    return {path.name: load_checkpoint(path).step for path in folder.glob("*.pth")}
+    return {path.name: load_checkpoint(path).progress.step for path in folder.glob("*.pth")}
 
 
 def flip(path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_whole_checkpoint_is_there_at_every_moment(tmp_path: Path, monkeypatch
             finally:
                 end_at[0] = 0
         found = load_newest(path / "last.pth")
-        assert found.checkpoint.step in (2, 3)
+        assert found.checkpoint.progress.step in (2, 3)
         assert found.warning is None
         assert end < 15
 
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(tmp_path: Path) ->
             folder.save_last(checkpoint(step))
     flip(last)
     found = load_newest(last)
-    assert (found.checkpoint.step, found.path) == (2, tmp_path / "last.1.pth")
+    assert (found.checkpoint.progress.step, found.path) == (2, tmp_path / "last.1.pth")
     assert found.warning is not None
     assert str(last) in found.warning
     assert str(found.path) in found.warning
@@ -155,7 +155,7 @@ def test_a_missing_checkpoint_has_one_before_it(tmp_path: Path) -> None:
     with held(tmp_path) as folder:
         folder.save_last(checkpoint(1))
     (tmp_path / "last.pth").rename(tmp_path / "last.1.pth")
-    assert load_newest(tmp_path / "last.pth").checkpoint.step == 1
+    assert load_newest(tmp_path / "last.pth").checkpoint.progress.step == 1
 
 
 def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import main
+from engine.checkpoints.checkpoint import Progress
 from engine.commands.summary import closing_report
 from engine.determinism import determinism
 from engine.meter import BatchResult, Meter, duration
-from engine.train import Progress
 from tests.support.tiny_run import write_experiment
 
 
