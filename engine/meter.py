@@ -3,27 +3,17 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from datasets.structures import Target
 from engine.logger import RunLogger
-from engine.memory import peak_memory_mb
+from engine.runtime import peak_memory_mb
 from engine.wording import counted
 
 Item = TypeVar("Item")
-
-
-class CountedTarget(Protocol):
-    """What is read of a target."""
-
-    @property
-    def image_id(self) -> int: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def stands_for(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class BatchResult:
     """Their sum"""
     num_queries: Tensor
     """(B,)"""
-    targets: Sequence[CountedTarget]
+    targets: Sequence[Target]
 
 
 class Meter:

@@ -1,19 +1,24 @@
-"""AdamW with the published parameter groups, and the learning rate of every step."""
+"""AdamW with the published parameter groups, its learning rate schedule, and the moving average of the weights."""
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.schema import OptimConfig
+
+WARM_UP = 10
+"""The average forgets faster at first: its decay is at most (1 + step) / (WARM_UP + step)"""
 
 
 def build_optimizer(detector: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """One group per learning rate factor: backbone, sampling offsets, the rest. Weight decay on everything.
 
-    Each group keeps its full learning rate as `base_lr`. All of a step is one fused kernel, also after the state of an
-    optimiser without it was loaded. That kernel goes through weights, gradients and moments in the order of their
-    memory and does not compare their strides: weights stay contiguous.
+    Each group keeps its full learning rate as `base_lr`. A step is one fused kernel, also after the state of an
+    unfused optimiser was loaded. The kernel reads weights, gradients and moments in memory order without comparing
+    their strides: weights must stay contiguous.
     """
     factors = {
         "rest": 1.0,
@@ -35,7 +40,7 @@ def build_optimizer(detector: nn.Module, config: OptimConfig) -> torch.optim.Ada
 
 
 def _as_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict names the kernel too; the gradient scaler counts on the one that the optimiser was built with."""
+    """Keep the fused kernel: a state dict names a kernel too, and GradScaler relies on the one chosen at the start."""
     return state | {"param_groups": [group | {"fused": True, "foreach": None} for group in state["param_groups"]]}
 
 
@@ -59,3 +64,40 @@ def learning_rate_factor(config: OptimConfig, *, epoch: int, step: int) -> float
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+class WeightAverage:
+    """Exponential moving average of the weights, used for evaluation when enabled; buffers are copied.
+
+    detector   the one that is trained, on its device, not wrapped in DistributedDataParallel
+    decay      share of the old average that a step keeps, in (0, 1)
+
+    Every process keeps its own; all hold the same bits.
+
+    Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992; the warm-up is that of
+    TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, detector: nn.Module, *, decay: float) -> None:
+        self.detector = deepcopy(detector).requires_grad_(False).eval()
+        self._decay = decay
+        pairs = list(zip(self.detector.parameters(), detector.parameters(), strict=True))
+        self._weights: list[Tensor] = [own for own, source in pairs if source.requires_grad]
+        self._sources: list[Tensor] = [source for _, source in pairs if source.requires_grad]
+        self._buffers = list(zip(self.detector.buffers(), detector.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Call it after an optimiser step; `step` counts the steps before it."""
+        decay = min(self._decay, (1 + step) / (WARM_UP + step))
+        torch._foreach_lerp_(self._weights, self._sources, 1 - decay)
+        for own, source in self._buffers:
+            own.copy_(source)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.detector.state_dict()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Load a checkpoint's average; an empty one, of a run without average, changes nothing."""
+        if state:
+            self.detector.load_state_dict(state)

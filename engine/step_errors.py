@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from datasets.structures import Batch
 from engine.distributed.processes import Processes, gather_rows
 from engine.meter import BatchResult
 
@@ -26,16 +26,7 @@ class StepMemoryError(Exception):
     """A training step needs more memory than there is."""
 
 
-class FailedBatch(Protocol):
-    """What is read of a batch."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def targets(self) -> Sequence[Any]: ...
-
-
-def images_of(taken: Sequence[FailedBatch], results: Sequence[BatchResult], processes: Processes) -> str:
+def images_of(taken: Sequence[Batch], results: Sequence[BatchResult], processes: Processes) -> str:
     """The images of a step whose loss is not finite, of all processes, or else all of them; call it on all.
 
     taken     the batches of this process
@@ -51,7 +42,7 @@ def images_of(taken: Sequence[FailedBatch], results: Sequence[BatchResult], proc
 
 
 @contextmanager
-def memory_explained(batch: FailedBatch) -> Iterator[list[Tensor]]:
+def memory_explained(batch: Batch) -> Iterator[list[Tensor]]:
     """Raises StepMemoryError where the memory does not suffice for the batch; put its query counts into the list."""
     num_queries: list[Tensor] = []
     try:

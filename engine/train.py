@@ -1,37 +1,25 @@
 """The training loop: one epoch, to be read aloud. It receives objects and builds none."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import OptimConfig
-from engine.averaging import WeightAverage
+from datasets.structures import Batch, Target
 from engine.checkpoints.checkpoint import Progress
 from engine.distributed.processes import Processes
 from engine.meter import BatchResult, Meter
-from engine.optim import learning_rate_factor, set_learning_rates
+from engine.optim import WeightAverage, learning_rate_factor, set_learning_rates
 from engine.step_errors import NonFiniteLossError, images_of, memory_explained
+from models.structures import DetectorOutput
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class TrainingBatch(Protocol):
-    """What the loop reads of a batch."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def padding_mask(self) -> Tensor: ...
-    @property
-    def targets(self) -> Sequence[Any]: ...
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "TrainingBatch": ...
 
 
 class Criterion(Protocol):
@@ -40,7 +28,7 @@ class Criterion(Protocol):
     Raises FloatingPointError, on all processes alike, for predictions that are not finite.
     """
 
-    def __call__(self, output: Any, targets: Sequence[Any]) -> dict[str, Tensor]: ...
+    def __call__(self, output: DetectorOutput, targets: list[Target]) -> dict[str, Tensor]: ...
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
@@ -51,7 +39,7 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 def train_one_epoch(
     detector: nn.Module,
     criterion: Criterion,
-    batches: Iterable[TrainingBatch],
+    batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     average: WeightAverage | None = None,
@@ -83,7 +71,7 @@ def train_one_epoch(
     stream = iter(meter.waiting(batches))
     while size := min(config.accumulate_steps, num_batches - progress.batch):
         set_learning_rates(optimizer, learning_rate_factor(config, epoch=progress.epoch, step=progress.step))
-        taken: list[TrainingBatch] = []
+        taken: list[Batch] = []
         results: list[BatchResult] = []
         try:
             for batch in islice(stream, size):
@@ -119,7 +107,7 @@ def shared_gradients(detector: nn.Module, *, share: bool) -> AbstractContextMana
 def add_gradients(
     detector: nn.Module,
     criterion: Criterion,
-    batch: TrainingBatch,
+    batch: Batch,
     scaler: torch.amp.GradScaler,
     processes: Processes,
     *,

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 
 from configs.loader import dump_config
 from configs.schema import Config
-from engine.averaging import WeightAverage
 from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, Progress, random_state, restore_random_state
 from engine.checkpoints.run_folder import RunFolder
 from engine.distributed.processes import Processes, gather_rows
 from engine.distributed.signals import StopRequest
 from engine.logger import RunLogger, progress
 from engine.meter import Meter, report_step
+from engine.optim import WeightAverage
 from engine.train import Criterion, train_one_epoch
 from engine.wording import counted
 

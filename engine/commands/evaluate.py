@@ -12,7 +12,6 @@ from datasets.checks import check_trained_classes
 from datasets.coco import CocoDetection
 from datasets.loading import ImageLoader, worker_failures_named
 from datasets.structures import Batch
-from engine.acceleration import accelerate
 from engine.checkpoints.checkpoint import Checkpoint, load_weights
 from engine.checkpoints.folder_use import open_evaluation
 from engine.commands.setup import attention_lines, check_same_data, open_split
@@ -21,6 +20,7 @@ from engine.evaluation.artifacts import gallery_indices, show_evaluation
 from engine.evaluation.evaluate import evaluate_detector, predict_batches
 from engine.logger import RunLogger, progress
 from engine.metrics.average_precision import get_protocol
+from engine.runtime import accelerate
 from models.build import build_detector, build_postprocess
 
 

@@ -17,7 +17,7 @@ def expected_errors() -> dict[type[Exception], int]:
     from datasets.structures import DataError
     from engine.checkpoints.checkpoint import CheckpointError
     from engine.checkpoints.run_folder import RunFolderError
-    from engine.distributed.processes import StartError
+    from engine.distributed.rendezvous import StartError
     from engine.distributed.watchdog import HangError
     from engine.step_errors import NonFiniteLossError, StepMemoryError
     from models.backbones.weights import WeightsError

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from datasets.findings import Findings, Severity
-from engine.memory import peak_memory_mb
+from datasets.structures import Batch
+from engine.runtime import peak_memory_mb
 from engine.step_errors import NonFiniteLossError, memory_explained
-from engine.train import Criterion, TrainingBatch, autocast
+from engine.train import Criterion, autocast
 from engine.wording import counted
 
 RECORD = "check.jsonl"
@@ -177,9 +178,7 @@ class Trial:
     """Peak of this process"""
 
 
-def try_step(
-    detector: nn.Module, criterion: Criterion, batch: TrainingBatch, *, device: torch.device, amp: str
-) -> Trial:
+def try_step(detector: nn.Module, criterion: Criterion, batch: Batch, *, device: torch.device, amp: str) -> Trial:
     """Run a forward and a backward pass; weights do not change.
 
     Raises NonFiniteLossError for a loss or gradient that is not finite, StepMemoryError, and TrialError.

@@ -19,8 +19,6 @@ from datasets.findings import Findings
 from datasets.images.cache import available_bytes
 from datasets.images.duplicates import Digests
 from datasets.structures import DataError
-from engine.acceleration import accelerate
-from engine.averaging import WeightAverage
 from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint, load_weights
 from engine.checkpoints.folder_use import same_folder
 from engine.checkpoints.run_folder import Resumption
@@ -28,15 +26,16 @@ from engine.commands.exit_codes import UsageError
 from engine.commands.step_memory import estimate_training_step
 from engine.distributed.processes import (
     Processes,
-    StartError,
     any_process,
     gather_lines,
     gather_rows,
     processes_that_differ,
     start_processes,
 )
+from engine.distributed.rendezvous import StartError
 from engine.logger import RunLogger
-from engine.memory import FIRST_USE, describe_room
+from engine.optim import WeightAverage
+from engine.runtime import FIRST_USE, accelerate, describe_room
 from engine.train import AUTOCAST_TYPES
 from engine.trainer import Trainer
 from models.backbones.weights import WeightsError, load_backbone_weights

@@ -25,11 +25,11 @@ from engine.commands.setup import (
     starting_model,
 )
 from engine.commands.summary import closing_report
-from engine.determinism import GPU_NOTICE, determinism
 from engine.distributed.processes import Processes
 from engine.distributed.signals import StopRequest
 from engine.logger import RunLogger, naming
 from engine.optim import build_optimizer
+from engine.runtime import GPU_NOTICE, determinism
 from engine.trainer import Trainer, announce
 from models.build import build_criterion
 
@@ -57,7 +57,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
             folder, processes, keep=runtime.keep_checkpoints, resumed=resumed, codes=expected_errors()
         ) as run_folder,
         RunLogger(folder, is_main=processes.is_main) as logger,
-        determinism(processes.device, wanted=runtime.deterministic),
+        determinism(processes.device, enabled=runtime.deterministic),
         worker_failures_named(loader),
     ):
         stop = StopRequest(processes, remedy=f"resume with --resume {run_folder.last}")

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.structures import GroundTruth
+from datasets.structures import Batch, GroundTruth
 from engine.distributed.processes import Processes, gather_rows
-from engine.memory import peak_memory_mb
 from engine.metrics.average_precision import DetectionMetrics, EvaluationProtocol, ImageRecord, detection_metrics
 from engine.metrics.counting import count_metrics
+from engine.runtime import peak_memory_mb
 from engine.step_errors import NonFiniteLossError
-from engine.train import TrainingBatch, autocast
+from engine.train import autocast
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Evaluation:
 def predict_batches(
     detector: nn.Module,
     postprocess: Callable[..., Sequence[Any]],
-    batches: Iterable[TrainingBatch],
+    batches: Iterable[Batch],
     *,
     device: torch.device,
     amp: str,

@@ -21,8 +21,8 @@ from configs.loader import load_config
 from configs.schema import Config
 from engine.commands.resolve import RULES
 from engine.commands.step_memory import estimate_training_step
-from engine.memory import FIRST_USE
 from engine.optim import build_optimizer
+from engine.runtime import FIRST_USE
 from engine.train import AUTOCAST_TYPES
 from models.build import build_criterion, build_detector, expected_queries
 from scripts.benchmarks import harness

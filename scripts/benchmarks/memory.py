@@ -13,8 +13,8 @@ from multiprocessing import get_context
 import torch
 
 from engine.commands.step_memory import estimate_training_step
-from engine.memory import FIRST_USE
 from engine.optim import build_optimizer
+from engine.runtime import FIRST_USE
 from engine.train import AUTOCAST_TYPES
 from models.build import build_criterion, build_detector, expected_queries
 from ops import tune_allocation

@@ -19,16 +19,14 @@ from configs.loader import load_config
 from engine.checkpoints.checkpoint import load_checkpoint
 from engine.commands import setup
 from engine.distributed.processes import (
-    SHARED_STORE,
-    Launch,
     Processes,
-    StartError,
     any_process,
     gather_lines,
     processes_that_differ,
     start_processes,
     stop_processes,
 )
+from engine.distributed.rendezvous import SHARED_STORE, Launch, StartError
 from engine.distributed.watchdog import HangWatch
 from models.backbones.weights import WeightsError
 from tests.support.tiny_run import killed_once, write_experiment

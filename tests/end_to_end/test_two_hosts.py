@@ -11,7 +11,7 @@ import torch
 
 import main
 from engine.checkpoints.checkpoint import load_checkpoint
-from engine.distributed.processes import SHARED_STORE
+from engine.distributed.rendezvous import SHARED_STORE
 from tests.support.tiny_run import killed_once, write_experiment
 
 PORT = 29731

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import main
-from engine.averaging import WeightAverage
 from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from engine.optim import WeightAverage
 from tests.support.hooks import stop_at_step
 from tests.support.tiny_run import write_experiment
 

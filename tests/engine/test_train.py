@@ -13,35 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import OptimConfig
-from engine.averaging import WeightAverage
+from datasets.structures import Batch, Target
 from engine.checkpoints.checkpoint import Progress
 from engine.distributed.processes import Processes
 from engine.meter import Meter
-from engine.optim import build_optimizer
+from engine.optim import WeightAverage, build_optimizer
 from engine.step_errors import NonFiniteLossError, StepMemoryError
 from engine.train import train_one_epoch
 
 CPU = torch.device("cpu")
 ALONE = Processes(rank=0, world_size=1, device=CPU)
-
-
-@dataclass
-class Target:
-    image_id: int
-    labels: Tensor
-    stands_for: int | None = None
-
-
-@dataclass
-class Batch:
-    """Its one image is the input of a linear layer."""
-
-    images: Tensor
-    targets: list[Target]
-    padding_mask: Tensor | None = None
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        return self
 
 
 @dataclass
@@ -68,7 +49,14 @@ def batches(count: int, *, seed: int = 0, bad: dict[int, float] | None = None) -
     pixels = torch.rand(count, 1, 3, generator=torch.Generator().manual_seed(seed)).unbind()
     for i, value in (bad or {}).items():
         pixels[i][0, 0] = value
-    return [Batch(image[None], [Target(i, torch.zeros(2))]) for i, image in enumerate(pixels)]
+    return [batch(image, i) for i, image in enumerate(pixels)]
+
+
+def batch(image: Tensor, number: int) -> Batch:
+    """One image, (rows, 3), of two objects; the rows are the input of a linear layer."""
+    size = (len(image), 3)
+    target = Target(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), number, size, size)
+    return Batch(image[None], torch.zeros(1, *size, dtype=torch.bool), [target])
 
 
 @dataclass
@@ -128,7 +116,7 @@ def test_a_step_of_several_batches_takes_their_mean_gradient_and_the_last_those_
     def mean_loss(output: Output, targets: list[Target]) -> dict[str, Tensor]:
         return {"square": output.values.square().mean()}
 
-    joined = [Batch(torch.cat([b.images[0] for b in data[i : i + 2]])[None], data[i].targets) for i in (0, 2, 4)]
+    joined = [batch(torch.cat([b.images[0] for b in data[i : i + 2]]), i) for i in (0, 2, 4)]
     assert torch.allclose(found.weights(), run(joined, PLAIN, loss=mean_loss).weights(), atol=1e-6)
     assert found.meter.means()["objects_per_image"] == 2
     single = run(data, PLAIN)
@@ -215,10 +203,8 @@ def test_too_little_memory_names_the_images_and_what_helps(exhaust: object) -> N
         exhaust()  # type: ignore[operator]
         return {}
 
-    data = batches(1)
-    data[0].images = torch.zeros(1, 1, 3)
     with pytest.raises(StepMemoryError) as caught:
-        run(data, PLAIN, loss=heavy)
+        run(batches(1), PLAIN, loss=heavy)
     for part in ("image 0 with 2 objects", "1 x 3 px", "7 queries", "data.crop_size", "runtime.recompute"):
         assert part in str(caught.value)
 

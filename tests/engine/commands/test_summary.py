@@ -10,8 +10,8 @@ import torch
 import main
 from engine.checkpoints.checkpoint import Progress
 from engine.commands.summary import closing_report
-from engine.determinism import determinism
 from engine.meter import BatchResult, Meter, duration
+from engine.runtime import determinism
 from tests.support.tiny_run import write_experiment
 
 
@@ -97,5 +97,5 @@ def test_deterministic_runs_have_equal_hashes(tmp_path: Path) -> None:
 
 
 def test_an_operation_without_a_deterministic_algorithm_is_refused() -> None:
-    with determinism(torch.device("cpu"), wanted=True), pytest.raises(RuntimeError, match="deterministic"):
+    with determinism(torch.device("cpu"), enabled=True), pytest.raises(RuntimeError, match="deterministic"):
         torch.zeros(4).put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.acceleration import accelerate
+from engine.runtime import accelerate
 from models.build import build_criterion
 from tests.support.shrunken import SIDE, random_images, random_target, small_config, small_detector
 
 NAME = "dino_d3q_aitodv2"
-# Fewer channels end the process on some CPUs, see engine/acceleration.py; more stages take minutes to compile.
+# Fewer channels end the process on some CPUs, see engine/runtime.py; more stages take minutes to compile.
 SHAPE = ["model.backbone.base_width=8", "model.backbone.out_strides=[4,8]", "model.neck.num_levels=3"]
 
 
