@@ -1,4 +1,4 @@
-"""Standard output and error, which never end the work of a program. A leaf: it imports nothing of this project."""
+"""Standard output and error that never fail: a broken console does not end a run. Imports nothing of this project."""
 
 import os
 import sys
@@ -7,18 +7,18 @@ from typing import Any, TextIO, cast
 
 
 def guard_console() -> None:
-    """From here on no write to stdout or stderr raises, in this process and in those forked from it; call it first.
+    """Keep writes to stdout and stderr from raising, in this process and its forks; call it first.
 
-    Characters that a console lacks are shown as backslash escapes. A console that fails (a pipe whose reader has left,
-    a terminal that is gone, a full disk, a closed descriptor) is dropped for good: what is written to it, by this
-    process or by programs it starts, goes nowhere. A warning on stderr says that stdout was dropped, except where its
-    reader left, as `head` does. Standard descriptors that were closed at the start lead nowhere, so that no file of
-    the run gets their number. A stream that does not wait for a slow reader, as some parents leave it, is made to wait.
+    Characters that the console's encoding lacks become backslash escapes. A console that fails (a pipe whose reader has
+    exited, a closed terminal, a full disk, a closed descriptor) is replaced by the null device for good, for programs
+    started later too. A warning on stderr says that stdout was dropped, except after a broken pipe, as with `head`.
+    Standard descriptors that are closed at the start become the null device, so that no file of the run gets their
+    number. Non-blocking streams, as some parents leave them, are made blocking.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed, and so the lowest number that is free
+        except OSError:  # closed, so the next open gets this number
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for descriptor in (1, 2):
         os.set_blocking(descriptor, True)
@@ -29,7 +29,7 @@ def guard_console() -> None:
 
 
 class _Console:
-    """In the place of sys.stdout or sys.stderr; None, which Python sets for a closed descriptor, leads nowhere."""
+    """Replacement of sys.stdout or sys.stderr; None, as Python sets it for a closed descriptor, is the null device."""
 
     def __init__(self, name: str, stream: TextIO | None) -> None:
         self._name = name
@@ -58,7 +58,7 @@ class _Console:
             return False
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_stream":  # a copy that is being made has none
+        if name == "_stream":  # not set yet while the object is copied
             raise AttributeError(name)
         return getattr(self._stream, name)
 
@@ -71,9 +71,9 @@ class _Console:
 
     def _fail(self, error: OSError | ValueError) -> None:
         if isinstance(error, BlockingIOError):
-            return  # another program made the stream not wait: this text is lost, the next one may pass
+            return  # another program made the stream non-blocking: this text is lost, the next may pass
         failed, self._stream = self._stream, _nowhere()
-        with suppress(OSError, ValueError):  # it holds text that Python would try to write once more, at the end
+        with suppress(OSError, ValueError):  # it buffers text that Python would write again at exit
             os.dup2(self._stream.fileno(), failed.fileno())
         if self._name == "stdout" and not isinstance(error, BrokenPipeError):
             reason = getattr(error, "strerror", None) or error

@@ -1,4 +1,4 @@
-"""What a run leaves behind: lines of text, records of numbers, TensorBoard events. One process of a run writes them."""
+"""Logs of a run: log.txt, metrics.jsonl and TensorBoard events, written by rank 0."""
 
 import json
 import math
@@ -24,12 +24,12 @@ Item = TypeVar("Item")
 
 
 class RunLogger:
-    """Writes `log.txt`, `metrics.jsonl` and `tensorboard/` in the run folder, which it creates; appends to old ones.
+    """Writer of `log.txt`, `metrics.jsonl` and `tensorboard/` in the run folder; appends to existing files.
 
-    folder    the run folder
+    folder    the run folder; created if missing
     is_main   False: every method does nothing, and no file or folder is created
 
-    A step is the number of optimiser steps so far, for every kind of record: `rewind` relies on it.
+    The step of every kind of record is the number of optimiser steps so far: `rewind` relies on it.
     """
 
     def __init__(self, folder: Path, *, is_main: bool) -> None:
@@ -47,7 +47,7 @@ class RunLogger:
             self._log = self._log_file.open("a", encoding="utf-8", errors="backslashreplace")
 
     def say(self, text: str) -> None:
-        """A line on stdout and in `log.txt`, after the time since the start; further lines follow as they are."""
+        """Print a line, prefixed by the time since the start, on stdout and in `log.txt`; further lines as they are."""
         if self._log is None:
             return
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
@@ -58,7 +58,7 @@ class RunLogger:
             print(line, file=self._log, flush=True)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`, {"kind", "step", **values}, and the TensorBoard scalars `kind/name`.
+        """Write one line of `metrics.jsonl`, {"kind", "step", **values}, and the TensorBoard scalars `kind/name`.
 
         Numbers that are not finite become null in the file. Raises ValueError for values named kind or step.
         """
@@ -79,7 +79,7 @@ class RunLogger:
                 writer.add_scalar(f"{kind}/{name}", value, step)
 
     def image(self, tag: str, step: int, image: Image.Image | np.ndarray) -> None:
-        """A TensorBoard image; a PIL image or (H, W, 3) uint8 RGB. Raises ValueError for other arrays."""
+        """Write a TensorBoard image: a PIL image or (H, W, 3) uint8 RGB. Raises ValueError for other arrays."""
         if not self._is_main:
             return
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
@@ -89,12 +89,12 @@ class RunLogger:
             self._summary_writer().add_image(tag, pixels, step, dataformats="HWC")
 
     def rewind(self, step: int, *, undone: str | None = None) -> None:
-        """Forget what was recorded after `step`: call it on resume, before the first record; -1 forgets everything.
+        """Drop the records after `step`: call it when resuming, before the first record; -1 drops all.
 
-        undone   kind of record that is yet to come at `step`, and forgotten there too
+        undone   kind of record that is still to be written at `step`, and dropped there too
 
-        A last line that a killed run left half-written goes too. Raises RuntimeError after the first record, and
-        ValueError for any other line that is no record, leaving the file as it is.
+        A half-written last line of a killed run is dropped too. Raises RuntimeError after the first record, and
+        ValueError for any other line that is not a record; the file stays unchanged then.
         """
         if not self._is_main:
             return
@@ -113,7 +113,7 @@ class RunLogger:
             self.say(f"{path.name}: {counted(len(lines) - len(kept), 'record')} after step {step} dropped")
 
     def close(self) -> None:
-        """Write out and close the files; further calls do nothing."""
+        """Flush and close the files; later calls do nothing."""
         if self._events is not None:
             with naming(self._events_folder):
                 self._events.close()
@@ -142,8 +142,8 @@ class RunLogger:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError inside that names no file gets this one: the system names a file that cannot be opened, not one that
-    cannot be written."""
+    """Add the path to an OSError inside that names no file: the system names a file in errors of opening, not of
+    writing."""
     try:
         yield
     except OSError as error:
@@ -153,14 +153,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def progress(iterable: Iterable[Item], *, total: int | None, description: str, enabled: bool) -> Iterable[Item]:
-    """The iterable under a progress bar where it is enabled and stderr is a terminal; elsewhere the iterable itself."""
+    """The iterable, with a progress bar if enabled and stderr is a terminal."""
     if not (enabled and sys.stderr.isatty()):
         return iterable
     return tqdm(iterable, total=total, desc=description, leave=False, dynamic_ncols=True)
 
 
 def _complete_lines(lines: list[str], path: Path) -> list[str]:
-    """All lines but a last one without an end. Raises ValueError for a line that is no record."""
+    """All lines except an unfinished last one. Raises ValueError for a line that is not a record."""
     complete = [line for line in lines if line.endswith("\n")]
     for number, line in enumerate(complete, start=1):
         try:
@@ -171,7 +171,7 @@ def _complete_lines(lines: list[str], path: Path) -> list[str]:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    """Atomic: after a crash the file is the old one or the new one."""
+    """Replace a file atomically: after a crash it is the old or the new one."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""What happened since the last record: means of losses, pace, memory."""
+"""Training statistics since the last record: mean losses, throughput, memory."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class BatchResult:
-    """A batch after its backward pass."""
+    """Result of one batch after its backward pass."""
 
     losses: Mapping[str, Tensor]
     """Scalars by name"""
@@ -30,12 +30,12 @@ class BatchResult:
 
 
 class Meter:
-    """Sums since the last record; they can be saved, so that a record spans an interruption unchanged."""
+    """Sums since the last record. They are saved in checkpoints, so that resuming does not change a record."""
 
     def __init__(self) -> None:
         self._clock = time.perf_counter()
         self.replaced = 0
-        """Images that could not be read, of this process and since the last checkpoint"""
+        """Unreadable images that were replaced, on this rank and since the last checkpoint"""
         self.clear()
 
     def clear(self) -> None:
@@ -48,11 +48,11 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
 
     def start_clock(self) -> None:
-        """The time since the last step does not count: call it where training goes on after something else."""
+        """Exclude the time since the last step: call it before training continues after something else."""
         self._clock = time.perf_counter()
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; the time that they take to come counts as waiting for data."""
+        """The items; the time spent in the iterator counts as waiting for data."""
         iterator = iter(items)
         while True:
             start = time.perf_counter()
@@ -64,7 +64,7 @@ class Meter:
             yield item
 
     def add(self, results: Sequence[BatchResult], gradient_norm: Tensor) -> None:
-        """One optimiser step, of these batches."""
+        """Add one optimiser step over these batches."""
         self._tick()
         self.steps += 1
         self._add("gradient_norm", gradient_norm)
@@ -80,12 +80,12 @@ class Meter:
                 self._add(name, value / len(results))
 
     def skip(self) -> None:
-        """One step that was left out."""
+        """Count one skipped step."""
         self._tick()
         self.skipped += 1
 
     def means(self) -> dict[str, float]:
-        """Per step or image; without losses where every step was left out."""
+        """Means per step or image; no losses if every step was skipped."""
         sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []  # sync
         means = {name: value / self.steps for name, value in zip(self._sums, sums, strict=True)}
         if self._images:
@@ -93,7 +93,7 @@ class Meter:
         return means | {"skipped_steps": float(self.skipped)}
 
     def pace(self) -> dict[str, float]:
-        """What differs between two runs of the same config."""
+        """Timings, which differ between two runs of the same config."""
         seconds = max(self._seconds, 1e-9)
         return {
             "seconds_per_step": self._seconds / max(self.steps + self.skipped, 1),
@@ -102,13 +102,13 @@ class Meter:
         }
 
     def state(self) -> dict[str, Any]:
-        """To be saved in a checkpoint."""
+        """State for a checkpoint."""
         sums = {name: value.cpu() for name, value in self._sums.items()}
         counts = [self.steps, self.skipped, self._images, self._objects]
         return {"sums": sums, "counts": counts, "seconds": [self._seconds, self._waited]}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """An empty state, of an older checkpoint, changes nothing."""
+        """Load the state of a checkpoint; an empty one, of an early format, changes nothing."""
         if state:
             self._sums = {name: value.to(device) for name, value in state["sums"].items()}
             self.steps, self.skipped, self._images, self._objects = state["counts"]
@@ -134,7 +134,7 @@ def report_step(
     steps: int,
     device: torch.device,
 ) -> None:
-    """One line, one record of every loss term, the learning rates, and the pace.
+    """Write one log line, and one record with all losses, learning rates and timings.
 
     epoch   0-based epoch in progress
     step    finished optimiser steps, of `steps` in the whole run
@@ -152,7 +152,7 @@ def report_step(
             f"queries {means['queries_per_image']:.0f} for {means['objects_per_image']:.0f} objects",
         ]
     if meter.skipped:
-        parts.append(f"{counted(meter.skipped, 'step')} left out")
+        parts.append(f"{counted(meter.skipped, 'step')} skipped")
     parts += [
         f"{pace['images_per_second']:.1f} images/s",
         f"waits for data {pace['data_wait_per_second']:.0%}",

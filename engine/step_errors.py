@@ -1,4 +1,4 @@
-"""Steps that cannot be taken: a loss or gradient that is not finite, or too little memory."""
+"""Errors of a training step: a loss or gradient that is not finite, or out of memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,26 +11,26 @@ from engine.distributed.processes import Processes, gather_rows
 from engine.meter import BatchResult
 
 SHOWN = 20
-"""Images that a message names"""
+"""Images named in a message"""
 REMEDIES = (
     "Set runtime.recompute: layers, a smaller data.batch_size with optim.accumulate_steps, data.crop_size, a limit in "
-    "fidelity.max_denoising_queries, or a lower model.d3q.max_queries; then go on from the last checkpoint"
+    "fidelity.max_denoising_queries, or a lower model.d3q.max_queries; then resume from the last checkpoint"
 )
 
 
 class NonFiniteLossError(ArithmeticError):
-    """Training has diverged."""
+    """Training has diverged: too many steps in a row were not finite."""
 
 
 class StepMemoryError(Exception):
-    """A training step needs more memory than there is."""
+    """Out of memory in a training step."""
 
 
 def images_of(taken: Sequence[Batch], results: Sequence[BatchResult], processes: Processes) -> str:
-    """The images of a step whose loss is not finite, of all processes, or else all of them; call it on all.
+    """Images of all ranks whose loss is not finite, or all images of the step if none is found. A collective call.
 
-    taken     the batches of this process
-    results   of the first of them; where one is missing, its predictions were not finite
+    taken     batches of this rank
+    results   of the first of these batches; a missing one had predictions that were not finite
     """
     totals = torch.stack([result.total for result in results]).isfinite().tolist() if results else []
     good = [totals[i] if i < len(totals) else i > len(totals) for i in range(len(taken))]
@@ -43,11 +43,14 @@ def images_of(taken: Sequence[Batch], results: Sequence[BatchResult], processes:
 
 @contextmanager
 def memory_explained(batch: Batch) -> Iterator[list[Tensor]]:
-    """Raises StepMemoryError where the memory does not suffice for the batch; put its query counts into the list."""
+    """Turn an out-of-memory error inside into a StepMemoryError; append the query counts to the list once known."""
     num_queries: list[Tensor] = []
     try:
         yield num_queries
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, on a CPU a mere one
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_out_of_memory(error):
             raise
         images = [(target.image_id, len(target.labels)) for target in batch.targets]
@@ -61,5 +64,5 @@ def memory_explained(batch: Batch) -> Iterator[list[Tensor]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, of torch on a CPU, or of Python."""
+    """Whether the error is out of memory: on a GPU, of torch on a CPU, or of Python."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

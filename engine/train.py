@@ -1,4 +1,4 @@
-"""The training loop: one epoch, to be read aloud. It receives objects and builds none."""
+"""The training loop: one epoch, step by step. It receives objects and builds none."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,16 +23,16 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Criterion(Protocol):
-    """Output of the detector and targets -> named losses, whose sum is minimised.
+    """Detector output and targets -> named losses, whose sum is minimised.
 
-    Raises FloatingPointError, on all processes alike, for predictions that are not finite.
+    Raises FloatingPointError, on all ranks alike, for predictions that are not finite.
     """
 
     def __call__(self, output: DetectorOutput, targets: list[Target]) -> dict[str, Tensor]: ...
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The context of a forward pass; amp: none | bf16 | fp16."""
+    """Context of a forward pass in mixed precision; amp: none | bf16 | fp16."""
     return torch.autocast(device.type, dtype=AUTOCAST_TYPES.get(amp), enabled=amp != "none")
 
 
@@ -53,18 +53,18 @@ def train_one_epoch(
     warn: Callable[[str], None],
     after_step: Callable[[], bool],
 ) -> None:
-    """The rest of the epoch in progress: one optimiser step per `config.accumulate_steps` batches.
+    """Train the rest of the epoch: one optimiser step per `config.accumulate_steps` batches.
 
-    batches       from `progress.batch` on; the last step of an epoch is of those left over, and of their mean too
-    average       of the detector's weights; follows every step
-    progress      batches and steps are counted there
-    num_batches   of the whole epoch
-    warn          told of each step that is left out
-    after_step    called with everything counted; whether to stop here
+    batches       from `progress.batch` on; the last step of an epoch averages over the batches that remain
+    average       moving average of the weights, updated after every step
+    progress      counts batches and steps
+    num_batches   batches of the whole epoch
+    warn          called with a message for each skipped step
+    after_step    called after each step, when everything is counted; returns whether to stop
 
-    Where the loss or the gradient of any process is not finite, all leave the step out: weights, average and optimiser
-    stay as they are. Raises NonFiniteLossError after more than `config.max_skipped_steps` of them in a row, and
-    StepMemoryError, both with image ids.
+    If the loss or gradient of any rank is not finite, all ranks skip the step: weights, average and optimiser stay
+    unchanged. Raises NonFiniteLossError after more than `config.max_skipped_steps` skipped steps in a row, and
+    StepMemoryError; both name the images.
     """
     detector.train()
     meter.start_clock()
@@ -84,13 +84,13 @@ def train_one_epoch(
             meter.skip()
             if not lowers_scale(scaler):
                 images = images_of(taken, results, processes)
-                leave_out(progress, images, limit=config.max_skipped_steps, warn=warn)
+                skip_step(progress, images, limit=config.max_skipped_steps, warn=warn)
         else:
             progress.skipped_in_row = 0
             meter.add(results, gradient_norm)
             if average is not None:
                 average.update(progress.step)
-        optimizer.zero_grad(set_to_none=True)  # here: the next forward pass, or an evaluation, has the memory
+        optimizer.zero_grad(set_to_none=True)  # frees the memory before the next forward pass or an evaluation
         progress.step += 1
         progress.batch += size
         if after_step():
@@ -98,7 +98,7 @@ def train_one_epoch(
 
 
 def shared_gradients(detector: nn.Module, *, share: bool) -> AbstractContextManager[None]:
-    """Around forward and backward pass: whether the gradients summed so far become those of all processes."""
+    """Context of a forward and backward pass; share: all-reduce the gradients accumulated so far."""
     if share or not isinstance(detector, DistributedDataParallel):
         return nullcontext()
     return detector.no_sync()
@@ -114,7 +114,7 @@ def add_gradients(
     amp: str,
     of: int,
 ) -> BatchResult:
-    """Forward and backward pass of one batch `of` those of a step, whose gradients are averaged."""
+    """Forward and backward pass of one batch; a step averages the gradients of `of` batches."""
     with memory_explained(batch) as num_queries:
         batch = batch.to(processes.device, non_blocking=True)
         with autocast(processes.device, amp):
@@ -122,7 +122,7 @@ def add_gradients(
         num_queries.append(output.num_queries)
         losses = criterion(output, batch.targets)
         total = torch.stack(list(losses.values())).sum()
-        # A loss that is not finite must show in the gradients, which are the same on all processes: 1, or else NaN.
+        # A loss that is not finite must show in the gradients, which all ranks share: the factor is 1, or else NaN.
         scaler.scale(total / of).backward(1 + 0 * total.detach())
     detached = {name: value.detach() for name, value in losses.items()}
     return BatchResult(detached, total.detach(), output.num_queries, batch.targets)
@@ -131,10 +131,10 @@ def add_gradients(
 def take_step(
     detector: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, largest_norm: float
 ) -> Tensor:
-    """Clip the gradients, of all processes alike, and step; returns their norm before.
+    """Clip the gradients and step; returns the norm before clipping.
 
-    Raises FloatingPointError, without a step, where the norm is not finite: of float32 gradients, or of float16 ones
-    whose scale was too large; the scaler has lowered it then.
+    Raises FloatingPointError, without a step, if the norm is not finite. With float16 the scale may have been too
+    large; the scaler has lowered it then.
     """
     scaler.unscale_(optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(detector.parameters(), largest_norm or math.inf)
@@ -148,18 +148,18 @@ def take_step(
 
 
 def lowers_scale(scaler: torch.amp.GradScaler) -> bool:
-    """Whether a gradient that is not finite is but a sign that float16 needs a lower scale, which it gets."""
+    """True if fp16 overflow explains it; GradScaler has already backed off."""
     return scaler.is_enabled() and scaler.get_scale() >= 1
 
 
-def leave_out(progress: Progress, images: str, *, limit: int, warn: Callable[[str], None]) -> None:
-    """Count a step without update; raises NonFiniteLossError after more than `limit` in a row."""
+def skip_step(progress: Progress, images: str, *, limit: int, warn: Callable[[str], None]) -> None:
+    """Count a skipped step; raises NonFiniteLossError after more than `limit` in a row."""
     progress.skipped += 1
     progress.skipped_in_row += 1
     problem = f"the loss or its gradient is not finite ({images})"
     if progress.skipped_in_row > limit:
         raise NonFiniteLossError(
-            f"step {progress.step + 1}: {problem}, as in {limit} steps before it, which were left out; lower optim.lr, "
+            f"step {progress.step + 1}: {problem}, as in the {limit} skipped steps before it; lower optim.lr, "
             "set optim.clip_grad_norm, or runtime.amp: none"
         )
-    warn(f"warning: step {progress.step + 1} is left out: {problem}")
+    warn(f"warning: skipping step {progress.step + 1}: {problem}")

@@ -1,4 +1,4 @@
-"""A training run: epochs, evaluations, checkpoints; and going on where a run stopped."""
+"""A training run: epochs, evaluations, checkpoints, and resuming from a checkpoint."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,13 +26,13 @@ from engine.wording import counted
 class Trainer:
     """Trains a detector to the last epoch; receives everything built.
 
-    average     of the detector's weights, kept in the checkpoints
+    average     moving average of the weights, saved in the checkpoints
     loader      its batch_sampler has `set_epoch(epoch, start_batch)`
-    evaluate    optimiser steps so far -> score of the detector, higher is better
-    categories  class names, kept in the checkpoints
-    data        digest of the training data, kept in the checkpoints
-    run_folder  gets last.pth after every epoch and where a signal stops the run, and best.pth
-    stop        asked after every step, and before and after evaluations
+    evaluate    optimiser steps so far -> score, higher is better
+    categories  class names, saved in the checkpoints
+    data        digest of the training data, saved in the checkpoints
+    run_folder  gets best.pth, and last.pth after every epoch and after a signal
+    stop        checked after every step, and before and after evaluations
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Trainer:
         self._saved_at = time.monotonic()
         self.stop = stop
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.runtime.amp == "fp16")
-        # Weights are drawn by now; dropout and denoising noise differ between processes.
+        # The weights are initialised by now; dropout and denoising noise differ between ranks.
         torch.manual_seed(config.runtime.seed + processes.rank)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where the checkpoint was taken (its weights are in the detector already). Raises CheckpointError."""
+        """Resume from the checkpoint, whose weights are in the detector already. Raises CheckpointError."""
         progress, states, world_size = checkpoint.progress, checkpoint.random_states, self.processes.world_size
         theirs = counted(len(states), "process", "processes")
         if len(states) != world_size and progress.batch > 0:
@@ -113,13 +113,13 @@ class Trainer:
     def fit(self) -> None:
         """Train, evaluate and save until the last epoch is done and evaluated.
 
-        Raises Interrupted after a signal to stop, once last.pth holds the step in hand; RunFolderError where the
-        checkpoints have no room.
+        Raises Interrupted after a signal, once the current step is saved in last.pth; RunFolderError if the disk has no
+        space for the checkpoints.
         """
         epochs = self.config.optim.epochs
         if self.progress.epoch >= epochs and self.progress.evaluated:
             self.logger.say(
-                f"already finished: {self.progress.epoch} of {counted(epochs, 'epoch')}; raise optim.epochs to go on"
+                f"already finished: {self.progress.epoch} of {counted(epochs, 'epoch')}; raise optim.epochs to resume"
             )
             return
         self.run_folder.require_space(checkpoint_bytes(self.detector, averaged=self.average is not None))
@@ -135,7 +135,7 @@ class Trainer:
                     self._evaluate()
 
     def _train_epoch(self, trained: nn.Module) -> None:
-        """To the end of the epoch in progress, or to where the processes agree to stop."""
+        """Train to the end of the epoch, or until all ranks agree to stop."""
         config, place = self.config, self.progress
         self.loader.batch_sampler.set_epoch(place.epoch, place.batch)  # type: ignore[union-attr]
         left = len(self.loader) - place.batch
@@ -181,7 +181,7 @@ class Trainer:
         return self.stop.agree()
 
     def _evaluate(self) -> None:
-        with self.stop.at_once():  # last.pth is there already
+        with self.stop.at_once():  # last.pth is written already
             score = self.evaluate(self.progress.step)
         better = score > self.progress.best_score
         self.progress.best_score = max(score, self.progress.best_score)
@@ -210,11 +210,11 @@ class Trainer:
             average={} if self.average is None else self.average.state(),
         )
         if best:
-            self.run_folder.save_best(checkpoint)  # first: last.pth says that this evaluation is done
+            self.run_folder.save_best(checkpoint)  # before last.pth, which says that this evaluation is done
         self.run_folder.save_last(checkpoint)
 
     def _in_processes(self) -> nn.Module:
-        """The detector, with its gradients averaged over the processes where there are several."""
+        """The detector, wrapped in DistributedDataParallel for more than one process."""
         if self.processes.world_size == 1:
             return self.detector
         device = self.processes.device
@@ -222,7 +222,7 @@ class Trainer:
 
 
 def checkpoint_bytes(detector: nn.Module, *, averaged: bool) -> int:
-    """Size of a checkpoint: the weights, their average where there is one, and two moments of every trained one."""
+    """Size of a checkpoint: the weights, their average if kept, and two moments of each trained weight."""
     weights = sum(value.nbytes for value in detector.state_dict().values())
     moments = 2 * sum(p.nbytes for p in detector.parameters() if p.requires_grad)
     return weights * (2 if averaged else 1) + moments
@@ -231,7 +231,7 @@ def checkpoint_bytes(detector: nn.Module, *, averaged: bool) -> int:
 def announce(
     logger: RunLogger, config: Config, *, detector: nn.Module, processes: Processes, origin: str, data: str
 ) -> None:
-    """What is about to run, on what data, from which weights."""
+    """Log what is about to run: detector, data, processes, batch."""
     trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     every = sum(p.numel() for p in detector.parameters())
     logger.say(

@@ -12,7 +12,7 @@ from engine.checkpoints.sealed_file import CheckpointError, DamagedError, is_sea
 
 FORMAT = 4
 FORMATS = (1, 2, 3, FORMAT)
-"""All that are read; `upgrade` turns the earlier ones into the last"""
+"""Formats that are read; `upgrade` turns the earlier ones into FORMAT"""
 QUERY_TABLES = ("content_queries.weight", "query_maker.content.weight")
 
 Record = TypeVar("Record")
@@ -97,7 +97,7 @@ class Checkpoint:
 
 
 def weights_checkpoint(model: dict[str, Tensor], *, config: str, categories: list[str]) -> Checkpoint:
-    """Weights without the state of a run: to evaluate, or to start from with init_from."""
+    """A checkpoint of weights only: to evaluate, or to start a run from with init_from."""
     return Checkpoint(
         model=model,
         config=config,
@@ -110,12 +110,12 @@ def weights_checkpoint(model: dict[str, Tensor], *, config: str, categories: lis
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write beside the old file, then replace it: a killed process leaves the old one whole."""
+    """Write a temporary file, then replace the old one: a killed process leaves the old file intact."""
     write_archive(path, checkpoint.content())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint of this project. Raises CheckpointError."""
+    """Read, verify and upgrade a checkpoint of this project. Raises CheckpointError."""
     content = read_archive(path)
     found = content.get("format") if isinstance(content, Mapping) else None
     if not isinstance(found, int) or found not in FORMATS:
@@ -125,7 +125,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "Convert weights of other projects with scripts/convert_checkpoint.py"
         )
     if found != 1 and not is_sealed(path):
-        raise DamagedError(f"{path}: without the checksum at its end; take an earlier one")
+        raise DamagedError(f"{path}: no checksum at its end; take an earlier one")
     content = upgrade(content)
     if isinstance(content.get("progress"), Mapping):
         content["progress"] = _read_record(path, Progress, content["progress"], prefix="progress.")
@@ -137,7 +137,7 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
 
     1   no seal, saved at the end of an epoch only, and lacks what format 2 lacks
     2   no average, meter, training data digest, time, or counts of skipped steps and replaced images
-    3   the fields of Progress stand beside the others, as in 1 and 2
+    3   the fields of Progress are entries of their own, as in 1 and 2
     """
     upgraded = dict(content)
     if content["format"] == 1:
@@ -164,7 +164,7 @@ def _read_record(path: Path, kind: type[Record], content: Mapping[str, Any], *, 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type such as dict[str, Tensor]."""
+    """Whether a value has a type such as dict[str, Tensor]."""
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind is Any:
         return True
@@ -179,12 +179,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a state dict in a detector."""
+    """Result of loading a state dict into a detector."""
 
     initial: list[str] = field(default_factory=list)
-    """Names of tensors that kept their initial values"""
+    """Names of tensors that keep their initial values"""
     tables: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Query tables of another number of rows -> rows of the file, rows of the detector; it has the first of both"""
+    """Query tables of different lengths -> rows in the file, rows in the detector; the shared first rows are loaded"""
 
     def describe_tables(self) -> list[str]:
         """One line per query table."""
@@ -205,12 +205,12 @@ def load_weights(
     reset: bool = False,
     remedy: str = "init_from with reset_head: true",
 ) -> Loaded:
-    """Copy a state dict into the detector; every tensor must find its place.
+    """Copy a state dict into the detector; names and shapes must match.
 
-    starts    a training starts from it: a query table of another number of rows takes the first rows of both
-    reset     with `starts`: tensors that the file lacks or has in another shape keep their initial values (class heads
-              of another data set), and tensors that the detector lacks are left out
-    remedy    what sets `reset`, for the message
+    starts    a new run starts from it: of query tables of different lengths, the shared first rows are loaded
+    reset     with `starts`: tensors that are missing or of another shape keep their initial values (class heads of
+              another data set), and unexpected ones are dropped
+    remedy    how the user sets `reset`, for the message
 
     Raises CheckpointError with counts and the first ten names.
     """
@@ -237,7 +237,7 @@ def load_weights(
 
 
 def _tables_of_other_length(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Query tables -> rows in the state, and rows here, where only these differ."""
+    """Query tables that differ in length only -> rows in the state, rows in the detector."""
     found = {}
     for name in QUERY_TABLES:
         if name in own and name in state and state[name].ndim == own[name].ndim:
@@ -248,7 +248,7 @@ def _tables_of_other_length(state: Mapping[str, Tensor], own: Mapping[str, Tenso
 
 
 def random_state(device: torch.device) -> Tensor:
-    """State of the random number generators of this process: CPU, then its GPU."""
+    """State of this rank's random number generators: CPU, then its GPU."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -256,7 +256,7 @@ def random_state(device: torch.device) -> Tensor:
 
 
 def restore_random_state(state: Tensor, device: torch.device) -> None:
-    """Undo of `random_state`."""
+    """Set the generators to a state from `random_state`."""
     length = len(torch.get_rng_state())
     torch.set_rng_state(state[:length])
     if device.type == "cuda" and len(state) > length:

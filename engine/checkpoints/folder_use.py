@@ -1,4 +1,4 @@
-"""Which folder a run, or an evaluation, may write in: nothing that exists is overwritten in silence."""
+"""Folders that a run or an evaluation may write to: nothing is overwritten silently."""
 
 import errno
 from contextlib import suppress
@@ -13,38 +13,38 @@ from engine.checkpoints.sealed_file import CheckpointError, DamagedError
 from engine.distributed.processes import Processes, any_process
 
 MARKS = ("run.lock", "status.json")
-"""What every run leaves in its folder, and nothing else"""
+"""Files that every run writes, and nothing else does"""
 WRITTEN = (*MARKS, "config.yaml", "log.txt", "metrics.jsonl", "tensorboard", "evaluation")
-"""What a run writes there, besides checkpoints"""
+"""Files of a run besides checkpoints"""
 OF_A_RUN = (*WRITTEN, "check.jsonl", "*.pth", "*.tmp", "*.partial", "evaluation_*", "calibrated_queries*.yaml", ".*")
-"""What may stand beside a checkpoint that was copied without the marks of its run"""
+"""Files that may lie beside a checkpoint that was copied without MARKS"""
 SHOWN = 5
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a run has been here."""
+    """Whether the folder holds files of a run."""
     return any((folder / name).exists() for name in (*MARKS, "metrics.jsonl"))
 
 
 def same_folder(folder: Path, other: Path) -> bool:
-    """Whether two paths lead to one folder that exists, by whatever links."""
+    """Whether two paths name the same existing folder, links resolved."""
     return folder.exists() and other.exists() and folder.samefile(other)
 
 
 def require_folder(folder: Path, start: Resumption | None, processes: Processes) -> None:
-    """Raises RunFolderError, on all processes, where the run would overwrite what is no earlier state of its own.
+    """Raises RunFolderError, on all ranks, if the run would overwrite anything but its own earlier state.
 
-    start   what the run goes on from: in the folder that holds it, or in a free one as a branch; None: it is new
+    start   the checkpoint to resume: in the folder that holds it, or as a branch in an unused folder; None: a new run
 
-    Process 0, which writes, looks alone.
+    Only rank 0, which writes, inspects the folder.
     """
     problem = in_the_way(folder, start) if processes.is_main else None
     if any_process(problem is not None, processes):
-        raise RunFolderError(problem or f"{folder}: it cannot be used, see the message of {processes.name(0)}")
+        raise RunFolderError(problem or f"{folder}: unusable for {processes.name(0)}, see its message")
 
 
 def in_the_way(folder: Path, start: Resumption | None) -> str | None:
-    """What to say where the run may not write in the folder."""
+    """The message if the run may not write in the folder."""
     if start is None:
         return _taken(folder)
     home = start.path.parent
@@ -59,7 +59,7 @@ def in_the_way(folder: Path, start: Resumption | None) -> str | None:
 
 
 def _taken(folder: Path) -> str | None:
-    """What a run that begins here would overwrite; the leavings of one that never saved a checkpoint are none."""
+    """The message if a new run would overwrite something; a run that never saved a checkpoint does not count."""
     if any(folder.glob("last*.pth")):
         return (
             f"{folder} already holds a run: resume it by --resume {folder / 'last.pth'}, choose another "
@@ -75,7 +75,7 @@ def _taken(folder: Path) -> str | None:
 
 
 def _foreign_files(path: Path) -> str | None:
-    """What to say of a checkpoint that lies among other things, as in a folder of downloads."""
+    """The message if a checkpoint lies among unrelated files, as in a folder of downloads."""
     if is_run_folder(path.parent):
         return None
     names = sorted(p.name for p in path.parent.iterdir() if p != path and not any(map(p.match, OF_A_RUN)))
@@ -90,14 +90,14 @@ def _foreign_files(path: Path) -> str | None:
 
 
 def _further_state(start: Resumption) -> str | None:
-    """What to say where the folder's newest whole checkpoint is another state than the one to go on from."""
+    """The message if the folder's newest intact checkpoint is not the state to resume from."""
     last = start.path.with_name("last.pth")
     if start.path.name == last.name or start.warning is not None:
         return None
     try:
         newest = load_newest(last)
     except DamagedError:
-        return None  # there is none to lose
+        return None  # no state to lose
     except CheckpointError as error:
         return f"{last} would be overwritten: {error}"
     if _same_state(newest.checkpoint, start.checkpoint):
@@ -116,13 +116,13 @@ def _same_state(a: Checkpoint, b: Checkpoint) -> bool:
 
 
 def open_evaluation(path: Path, named: Path | None, processes: Processes) -> Path:
-    """The folder for the results of a checkpoint's evaluation, made by process 0; it holds nothing yet.
+    """Create an empty folder for the results of a checkpoint's evaluation, on rank 0.
 
     path    the checkpoint
-    named   where the results are wanted: a folder that is empty or does not exist. None: evaluation_STEM beside the
-            checkpoint where that is a run folder, otherwise runs/eval_STEM; -2, -3, ... follows where there is one
+    named   output folder, which must be empty or missing. None: evaluation_STEM beside the checkpoint if that is in a
+            run folder, otherwise runs/eval_STEM; with -2, -3, ... appended if the name is taken
 
-    Raises RunFolderError on all processes.
+    Raises RunFolderError on all ranks.
     """
     beside = is_run_folder(path.parent)
     folder = named or (path.parent / f"evaluation_{path.stem}" if beside else Path("runs") / f"eval_{path.stem}")
@@ -136,17 +136,17 @@ def open_evaluation(path: Path, named: Path | None, processes: Processes) -> Pat
                 "--set runtime.output_dir=FOLDER"
             )
     if any_process(problem is not None, processes):
-        raise RunFolderError(problem or f"{folder}: it cannot be used, see the message of {processes.name(0)}")
+        raise RunFolderError(problem or f"{folder}: unusable for {processes.name(0)}, see its message")
     return folder
 
 
 def _made(folder: Path) -> Path:
-    """Raises FileExistsError for one with something inside."""
+    """Create the folder. Raises FileExistsError if it exists and is not empty."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
         if not folder.is_dir() or any(folder.iterdir()):
-            raise FileExistsError(errno.EEXIST, "it holds something, which results would be mixed with") from None
+            raise FileExistsError(errno.EEXIST, "it is not empty") from None
     return folder
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints of other projects: read without their code, and without executing anything.
+"""Read checkpoints of other projects without their code, and without executing any.
 
-Such files hold more than tensors: mmengine's log buffers and configurations, numpy scalars, argparse's namespaces. A
-fixed list of these names is replaced by stand-ins that keep nothing; any other name is refused.
+Such files hold more than tensors: mmengine's log buffers and configs, numpy scalars, argparse namespaces. A fixed list
+of these names is replaced by inert stand-ins; any other name is refused.
 """
 
 import re
@@ -19,7 +19,7 @@ from engine.checkpoints.sealed_file import CheckpointError, read_archive
 
 
 class Inert:
-    """Stands for a class or function that a file names: takes everything, does nothing."""
+    """Inert stand-in for a class or function named in a file: accepts any arguments, does nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -41,7 +41,7 @@ _INERT = (
     "numpy.ndarray",
     *(f"numpy.dtypes.{kind}DType" for kind in ("Bool", "Float32", "Float64", "Int32", "Int64")),
 )
-# torch fills dictionaries item by item, and only exact ones: no stand-in of our own would do.
+# torch fills dictionaries item by item, and only of exact types: a stand-in class would not work.
 STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((Inert, name) for name in _INERT),
     (OrderedDict, "mmengine.config.config.ConfigDict"),
@@ -49,25 +49,25 @@ STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "params", "ema", "ema_model")
-"""Keys under which files hold their weights, the first of them that there is"""
+"""Keys under which files hold their weights; the first one found counts"""
 MAX_WRAPPERS = 3
-"""Such keys inside one another"""
+"""Depth to which such keys are nested"""
 
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:
-    """What is of use in a file of another project."""
+    """The usable content of another project's checkpoint."""
 
     state: dict[str, Tensor]
     """Every tensor under the name that the file gives it"""
     categories: list[str] | None
-    """Class names where the file has them (mmdetection's meta.dataset_meta.classes)"""
+    """Class names, if the file has them (mmdetection's meta.dataset_meta.classes)"""
     place: str
-    """Where in the file they were, and where others are that were not read"""
+    """Where in the file the weights were found, and which other weights were not read"""
 
 
 def read_foreign_checkpoint(path: Path) -> ForeignCheckpoint:
-    """The tensors under one of WRAPPERS, in one another too, or at the top, and the class names.
+    """Read the tensors under one of WRAPPERS, nested ones too, or at the top, and the class names.
 
     Raises CheckpointError for a file that is missing, damaged, names an unknown class or function, holds no state
     dict, or has weights that are not finite.
@@ -87,7 +87,7 @@ def read_foreign_checkpoint(path: Path) -> ForeignCheckpoint:
 
 
 def _find_state(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The state dict in a file, and in words where it was."""
+    """The state dict in a file, and where it was, in words."""
     place, others = "", ""
     for _ in range(MAX_WRAPPERS):
         keys = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
@@ -107,7 +107,7 @@ def _read(path: Path) -> Any:
         if name is None:
             raise
         raise CheckpointError(
-            f"{path}: names {name[1]}, which is none of the classes known from such files; refused, and nothing of it "
+            f"{path}: names {name[1]}, which is not on the list of known classes; refused, and no code of it "
             "was executed. Save its tensors alone where it was made: torch.save(model.state_dict(), file)"
         ) from error
 

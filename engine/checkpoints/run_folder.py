@@ -1,4 +1,4 @@
-"""The folder of a run: held by one run at a time, its latest checkpoints, and `status.json` for who watches it."""
+"""The folder of a run: its lock, its latest checkpoints, and `status.json` for monitoring."""
 
 import errno
 import fcntl
@@ -21,30 +21,30 @@ from engine.checkpoints.sealed_file import DamagedError, sync_folder, write_temp
 from engine.distributed.processes import Processes, gather_rows
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""Errors of file systems without locks: there nothing stops a second run."""
+"""Errors of file systems without locks, where a second run is not detected"""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""Errors of writing"""
+"""Errors of a write: disk or quota full, or read-only"""
 
 
 class RunFolderError(Exception):
-    """A folder that a run cannot be in: another run holds it, or nothing (more) can be written."""
+    """A run cannot use its folder: another run locks it, or it cannot be written."""
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """The checkpoint that a run goes on from."""
+    """The checkpoint that a run resumes from."""
 
     checkpoint: Checkpoint
     path: Path
     """Its file"""
     warning: str | None = None
-    """Why it is not the file that was asked for"""
+    """Why it is not the requested file"""
 
 
 def load_newest(path: Path) -> Resumption:
-    """The checkpoint, or the newest whole one that was kept before it (last.1.pth before last.pth).
+    """The checkpoint; if it is damaged, the newest intact one before it (last.1.pth before last.pth).
 
-    Raises CheckpointError for one that does not fit, DamagedError where there is no whole one.
+    Raises CheckpointError for a file of another kind, DamagedError if no intact one exists.
     """
     try:
         return Resumption(load_checkpoint(path), path)
@@ -52,20 +52,20 @@ def load_newest(path: Path) -> Resumption:
         for earlier in _earlier_files(path):
             with suppress(DamagedError):
                 found = load_checkpoint(earlier)
-                return Resumption(found, earlier, f"warning: {error}. Going on from {earlier} ({found.progress})")
+                return Resumption(found, earlier, f"warning: {error}. Resuming from {earlier} ({found.progress})")
         raise
 
 
 class RunFolder:
-    """While its context is open, this run holds the folder, which is created.
+    """Context in which this run locks its folder; creates the folder.
 
     path      the folder
-    keep      latest checkpoints to keep: last.pth, last.1.pth before it, ...; best.pth besides
-    resumed   the file that the run goes on from
+    keep      number of latest checkpoints to keep: last.pth, last.1.pth before it, ...; best.pth is extra
+    resumed   the file that the run resumes from
     codes     exit code of each expected error, for status.json
 
-    Only the main process writes; every method that may raise RunFolderError does so on all processes, and must be
-    called on all, except `save_last` and `save_best`.
+    Only rank 0 writes. Every method that may raise RunFolderError must be called on all ranks and raises on all of
+    them, except `save_last` and `save_best`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RunFolder:
         self.last = path / "last.pth"
         self._processes = processes
         self._keep = keep
-        # A damaged file must not take the place of a whole one, nor a link, whose file may change.
+        # A damaged file must not replace an intact one, nor a link, whose file may change.
         own = resumed is not None and resumed.resolve() == self.last.resolve()
         self._last_is_whole = own and not self.last.is_symlink()
         self._codes = codes
@@ -93,7 +93,7 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """An error of writing a file in the folder (logs, results) becomes a RunFolderError."""
+        """Turn an error of writing a file in the folder (logs, results) into a RunFolderError."""
         if self._lock is None:
             return
         unwritten = error if isinstance(error, OSError) and self._is_of_writing(error) else None
@@ -107,12 +107,12 @@ class RunFolder:
             raise RunFolderError(self._not_saved(Path(unwritten.filename), unwritten)) from unwritten
 
     def require_space(self, checkpoint_bytes: int) -> None:
-        """Raises RunFolderError unless all checkpoints of this size that are yet to come fit on the disk."""
+        """Raises RunFolderError unless the disk has space for all further checkpoints of this size."""
         problem = lacking_space(self.path, checkpoint_bytes, keep=self._keep) if self._processes.is_main else None
         self._raise_everywhere(problem)
 
     def save_last(self, checkpoint: Checkpoint) -> None:
-        """Write last.pth; the one before it becomes last.1.pth. At every moment a whole checkpoint is there."""
+        """Write last.pth; the previous one becomes last.1.pth. An intact checkpoint exists at every moment."""
         try:
             temporary = write_temporary(self.last, checkpoint.content())
             if self._last_is_whole:
@@ -123,7 +123,7 @@ class RunFolder:
             raise RunFolderError(self._not_saved(self.last, error)) from error
         self._last_is_whole = True
         self._saved = checkpoint.progress
-        with suppress(OSError):  # the checkpoint counts
+        with suppress(OSError):  # the checkpoint matters more
             self._write_status("running", None)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
@@ -137,7 +137,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = (self.path / "run.lock").open("a+", encoding="utf-8")
         try:
-            # Of this process alone: loader workers that outlive it for a moment do not hold it, as with flock.
+            # lockf, not flock: DataLoader workers that outlive this process for a moment do not inherit the lock.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -154,7 +154,7 @@ class RunFolder:
         lock.flush()
         self._lock = lock
         for stray in [*self.path.glob("*.pth.tmp"), *self.path.glob("*.json*.partial")]:
-            stray.unlink()  # of a run that was killed while it wrote
+            stray.unlink()  # of a run that was killed while writing
         _own_files(self.path)
         if self._last_is_whole:
             self._saved = saved_progress(self.path)
@@ -168,7 +168,7 @@ class RunFolder:
         if len(names) > 1 and self.last.exists():
             link = names[1].with_name(names[1].name + ".tmp")
             try:
-                os.link(self.last, link)  # last.pth is never missing, not even for a moment
+                os.link(self.last, link)  # last.pth exists at every moment
                 os.replace(link, names[1])
             except OSError:  # a file system without links
                 os.replace(self.last, names[1])
@@ -183,7 +183,7 @@ class RunFolder:
     def _raise_everywhere(self, problem: str | None) -> None:
         failed = gather_rows(torch.tensor([problem is not None], dtype=torch.int64), self._processes).any()
         if failed:
-            raise RunFolderError(problem or f"{self.path}: the main process cannot use it")
+            raise RunFolderError(problem or f"{self.path}: unusable for {self._processes.name(0)}, see its message")
 
     def _is_of_writing(self, error: OSError) -> bool:
         named = isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(self.path)
@@ -195,22 +195,22 @@ class RunFolder:
     def _not_saved(self, path: Path, error: OSError) -> str:
         free = shutil.disk_usage(self.path).free
         return (
-            f"{path}: not written ({error.strerror}, {free / 1e6:.0f} MB free); the checkpoints before are whole. "
-            f"Make room, then go on with --resume {self.last}"
+            f"{path}: not written ({error.strerror}, {free / 1e6:.0f} MB free); the earlier checkpoints are intact. "
+            f"Free some space, then resume with --resume {self.last}"
         )
 
 
 def lacking_space(folder: Path, checkpoint_bytes: int, *, keep: int) -> str | None:
-    """What to say where the disk has no room for the checkpoints of this size that are yet to come."""
+    """The message if the disk has no space for all further checkpoints of this size."""
     there = [folder / "last.pth", *_earlier_files(folder / "last.pth"), folder / "best.pth"]
-    files = keep + 2  # best.pth, and one that is being written
+    files = keep + 2  # best.pth, and one temporary file
     needed = files * checkpoint_bytes - sum(path.stat().st_size for path in there if path.exists())
     free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
     if free >= needed:
         return None
     return (
         f"{folder}: {files} checkpoints of {checkpoint_bytes / 1e6:.0f} MB need {needed / 1e6:.0f} MB, but "
-        f"{free / 1e6:.0f} MB are free; make room, set runtime.output_dir to another disk, or lower "
+        f"{free / 1e6:.0f} MB are free; free some space, set runtime.output_dir to another disk, or lower "
         "runtime.keep_checkpoints"
     )
 
@@ -224,9 +224,9 @@ def saved_progress(folder: Path) -> Progress:
 
 
 def _own_files(folder: Path) -> None:
-    """Files that a copy by links (`cp -al`, `cp -as`) shares with another folder become its own: logs are appended to.
+    """Copy files that are links into another folder (`cp -al`, `cp -as`): logs are appended to.
 
-    Checkpoints are replaced, never written into; the lock is held.
+    Checkpoints are replaced as a whole, and the lock file is in use: both stay.
     """
     for file in folder.rglob("*"):
         shared = file.is_file() and (file.is_symlink() or file.stat().st_nlink > 1)
@@ -241,7 +241,7 @@ def _earlier_file(path: Path, age: int) -> Path:
 
 
 def _earlier_files(path: Path) -> list[Path]:
-    """Those that exist, newest first."""
+    """Existing earlier checkpoints, newest first."""
     found = {}
     for file in path.parent.glob(f"{path.stem}.*{path.suffix}"):
         age = file.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix)

@@ -1,8 +1,8 @@
-"""Torch files, written whole or not at all, every byte checked when read, read without executing anything.
+"""Torch files with a checksum: written atomically, verified when read, loaded without executing code.
 
-A file that this project writes ends with a seal: the SHA-256 of all bytes before it, as the comment that a zip archive
-may have at its end. It stays one ordinary file for `torch.load` and for zip tools. The CRC-32 inside a zip archive
-cover the content alone, and torch checks not even those: it loads a flipped byte as a wrong weight.
+A file that this project writes ends with a seal: the SHA-256 of all bytes before it, stored as the comment of the zip
+archive. For `torch.load` and zip tools it stays an ordinary file. The CRC-32 sums inside a zip archive cover its
+content only, and torch does not check them: it loads a flipped byte as a wrong weight.
 """
 
 import hashlib
@@ -19,22 +19,22 @@ SEAL_LENGTH = len(SEAL_MARK) + 64
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be read, or does not fit."""
+    """A checkpoint that is unreadable or does not fit."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that is missing, truncated or altered: an earlier one may do."""
+    """A checkpoint that is missing, truncated or altered; an earlier one may be intact."""
 
 
 def write_archive(path: Path, content: dict[str, Any]) -> None:
-    """A sealed torch file, on the disk for good when this returns; until then the old one stays."""
+    """Write a sealed torch file, synced to disk on return; until then the old file stays."""
     temporary = write_temporary(path, content)
     os.replace(temporary, path)
     sync_folder(path.parent)
 
 
 def write_temporary(path: Path, content: dict[str, Any]) -> Path:
-    """The sealed file beside `path`, to be moved there; none is left behind by a failure."""
+    """Write the sealed file beside `path`, to be moved there; a failure removes it."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "w+b") as file:
@@ -47,13 +47,13 @@ def write_temporary(path: Path, content: dict[str, Any]) -> Path:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            raise error.__context__ from None  # torch tells of a wrong position where a write failed
+            raise error.__context__ from None  # torch reports a wrong position if a write fails
         raise
     return temporary
 
 
 def sync_folder(folder: Path) -> None:
-    """Names that were given or taken in the folder survive a power failure from here on."""
+    """Sync a folder: created, renamed and removed names survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,12 +62,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_archive(path: Path, *, old_format: bool = False) -> Any:
-    """Tensors and plain values of a torch file; nothing is executed.
+    """Load the tensors and plain values of a torch file without executing code.
 
-    old_format   also read files of torch before 1.6; they are not zip archives and have no checksums
+    old_format   also read files of torch before 1.6, which are not zip archives and have no checksums
 
-    Every byte of a sealed file is checked, of other archives every byte of the content. Raises DamagedError for a
-    missing, truncated or damaged file, or one with other objects inside.
+    Verifies every byte of a sealed file, and the content of other archives. Raises DamagedError for a missing,
+    truncated or damaged file, or one with other objects inside.
     """
     if not path.is_file():
         raise DamagedError(f"{path}: no such checkpoint")
@@ -97,14 +97,14 @@ def _damaged_part(path: Path) -> str | None:
         with open(path, "rb") as file:
             seal = _seal(file)
             wrong = _digest(file, file.tell() - SEAL_LENGTH) != seal[-64:]
-        return "its SHA-256 is another one" if wrong else None
+        return "SHA-256 mismatch" if wrong else None
     with zipfile.ZipFile(path) as archive:
         part = archive.testzip()
     return None if part is None else f"part {part}"
 
 
 def _seal(file: BinaryIO) -> bytes:
-    """The last bytes of the file, which are its seal if it has one; empty for a shorter file."""
+    """The last SEAL_LENGTH bytes of the file, its seal if it has one; empty for a shorter file."""
     length = file.seek(0, os.SEEK_END)
     if length < SEAL_LENGTH:
         return b""
@@ -113,7 +113,7 @@ def _seal(file: BinaryIO) -> bytes:
 
 
 def _digest(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the first bytes, in hexadecimal digits; the file is left behind them."""
+    """SHA-256 of the first `length` bytes, in hexadecimal digits; the file position ends behind them."""
     digest = hashlib.sha256()
     file.seek(0)
     while length > 0:

@@ -1,4 +1,4 @@
-"""Processes of a run: one, or those that torchrun started."""
+"""The processes of a run, one or those started by torchrun, and the collectives between them."""
 
 import hashlib
 import os
@@ -14,27 +14,27 @@ from engine.distributed.rendezvous import Launch, StartError
 
 @dataclass
 class Pulse:
-    """How far this process is, for who watches it."""
+    """Step counter of this process, for the watchdog."""
 
     steps: int = 0
-    """Since the start of the process"""
+    """Steps since the start of the process"""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of the run."""
+    """This process and the process group."""
 
     rank: int
     world_size: int
     device: torch.device
     world_size_here: int = 1
-    """Processes on this machine"""
+    """Number of processes on this machine"""
     rank_here: int = 0
-    """Number of this process among those on its machine"""
+    """Local rank"""
     hosts: tuple[str, ...] = ()
-    """Machine of every process"""
+    """Host name of each rank"""
     store: dist.Store | None = None
-    """What the processes tell one another without waiting; None for a process alone"""
+    """Key-value store of the process group; None for a single process"""
     pulse: Pulse = field(default_factory=Pulse)
 
     @property
@@ -42,16 +42,16 @@ class Processes:
         return self.rank == 0
 
     def name(self, rank: int) -> str:
-        """A process as messages call it."""
+        """Name of a rank in messages."""
         return f"process {rank} on {self.hosts[rank]}"
 
 
 def start_processes(device: str, *, start_timeout: float, hang_timeout: float) -> Processes:
-    """Join the group that torchrun describes in the environment; a run of its own without one.
+    """Join the process group that torchrun describes in the environment; without one, a single process.
 
-    device          auto | cpu | cuda; auto takes a GPU where there is one
-    start_timeout   seconds until all processes must be there
-    hang_timeout    seconds that a process waits for the others, in any one operation
+    device          auto | cpu | cuda; auto takes a GPU if one is available
+    start_timeout   seconds until all ranks must have joined
+    hang_timeout    seconds after which a collective times out
 
     Raises StartError, also for cuda on a machine without a GPU.
     """
@@ -87,15 +87,15 @@ def start_processes(device: str, *, start_timeout: float, hang_timeout: float) -
 
 
 def stop_processes() -> None:
-    """Leave the group, if there is one."""
+    """Leave the process group, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def gather_rows(rows: Tensor, processes: Processes) -> Tensor:
-    """Rows of all processes, in the order of the ranks, on every process.
+    """All-gather: rows of all ranks, in rank order, on every rank.
 
-    rows      (n, ...)  n may differ between processes, the rest may not
+    rows      (n, ...)  n may differ between ranks, the other sizes may not
     returns   (N, ...)  on the CPU
     """
     if processes.world_size == 1:
@@ -113,18 +113,18 @@ def gather_rows(rows: Tensor, processes: Processes) -> Tensor:
 
 
 def gather_lines(line: str, processes: Processes) -> list[str]:
-    """The line of each process, in the order of the ranks, on every process; "\\n" is not in it."""
+    """All-gather: one line per rank, in rank order, on every rank; a line must not contain "\\n"."""
     content = torch.frombuffer(bytearray(f"{line}\n".encode()), dtype=torch.uint8)
     return bytes(gather_rows(content, processes).tolist()).decode().splitlines()
 
 
 def any_process(here: bool, processes: Processes) -> bool:
-    """Whether it is so in any process; all of them ask."""
+    """Whether the flag is set on any rank. A collective call."""
     return bool(gather_rows(torch.tensor([here], dtype=torch.int64), processes).any())
 
 
 def processes_that_differ(content: str, processes: Processes) -> list[int]:
-    """Ranks whose content is not that of the main process; the same on every process, which all ask."""
+    """Ranks whose content differs from rank 0's, the same list on every rank. A collective call."""
     digest = hashlib.sha256(content.encode()).digest()
     digests = gather_rows(torch.frombuffer(bytearray(digest), dtype=torch.uint8)[None], processes)
     return (digests != digests[0]).any(1).nonzero().flatten().tolist()

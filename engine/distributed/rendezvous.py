@@ -8,16 +8,16 @@ from datetime import timedelta
 import torch.distributed as dist
 
 SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Variable of torchrun's: 1 gives the processes a new store in every attempt."""
+"""Environment variable of torchrun: 1 makes each attempt use a new store."""
 
 
 class StartError(Exception):
-    """Processes that cannot become a group, because of how they were started."""
+    """The processes cannot form a process group, because of how they were started."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says of the processes."""
+    """What torchrun says about this process, from its environment variables."""
 
     rank: int
     world_size: int
@@ -25,15 +25,15 @@ class Launch:
     host: str
     port: int
     launcher_store: bool
-    """The store belongs to the launcher and outlives the processes"""
+    """The launcher hosts the store, which outlives the processes"""
     restarts: int
-    """How often the launcher starts the processes again at most"""
+    """Maximum number of restarts"""
     attempt: int
-    """How often it has"""
+    """Number of restarts so far"""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Launch":
-        """Raises StartError for variables that are missing."""
+        """Read the environment variables. Raises StartError for missing ones."""
         try:
             world_size = int(environment["WORLD_SIZE"])
             return cls(
@@ -57,20 +57,20 @@ class Launch:
         return self.world_size_here == self.world_size
 
     def meet(self, timeout: float) -> tuple[dist.Store, tuple[str, ...]]:
-        """The store that all processes have come to, and their machines. Raises StartError."""
+        """Meet all ranks: returns the shared store and the host name of each rank. Raises StartError."""
         if self.launcher_store and self.restarts > 0 and not self.on_one_machine:
             raise StartError(
                 f"torchrun --max-restarts={self.restarts} on several machines: restarted processes would find the "
                 f"addresses of dead ones in its store, and hang. Set {SHARED_STORE}=1 for torchrun on every "
-                "machine, with --rdzv-backend=c10d (docs/cluster.md); or leave --max-restarts out"
+                "machine, with --rdzv-backend=c10d (docs/cluster.md); or drop --max-restarts"
             )
-        # On several machines the attempts are counted differently.
+        # On several machines, machines may count the attempts differently.
         prefix = f"attempt{self.attempt}" if self.on_one_machine else "attempt"
         store = dist.PrefixStore(prefix, self._connect(timeout))
         if store.add(f"seat{self.rank}", 1) > 1:
             raise StartError(
-                f"the store at {self.host}:{self.port} has seen a process {self.rank} before: it is of another run, or "
-                f"of an attempt that failed. Choose another port, or set {SHARED_STORE}=1 before torchrun"
+                f"the store at {self.host}:{self.port} already has a process {self.rank}, of another run or a "
+                f"failed attempt. Choose another port, or set {SHARED_STORE}=1 before torchrun"
             )
         store.set(f"pulse{self.rank}", "")
         store.set(f"host{self.rank}", socket.gethostname())
@@ -80,8 +80,8 @@ class Launch:
         except dist.DistStoreError as error:
             missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
             raise StartError(
-                f"of {self.world_size} processes {missing} did not come to {self.host}:{self.port} within "
-                f"{timeout:g} s (runtime.start_timeout); look at their output, and at the firewall (docs/cluster.md)"
+                f"of {self.world_size} processes {missing} did not join {self.host}:{self.port} within {timeout:g} s "
+                "(runtime.start_timeout); look at their output, and at the firewall (docs/cluster.md)"
             ) from error
         return store, tuple(store.get(key).decode() for key in keys)
 
@@ -100,10 +100,10 @@ class Launch:
             reason = str(error).splitlines()[0]
             if holds_it:
                 raise StartError(
-                    f"port {self.port} cannot be had ({reason}); where another run has it, choose another "
+                    f"cannot bind port {self.port} ({reason}); if another run uses it, choose another "
                     "--master-port, or let torchrun choose: --standalone"
                 ) from error
             raise StartError(
                 f"no answer from {self.host}:{self.port} within {timeout:g} s (runtime.start_timeout; {reason}): is "
-                "process 0 there, is the name right, does the firewall let the port through (docs/cluster.md)?"
+                "process 0 running, is the name right, does the firewall let the port through (docs/cluster.md)?"
             ) from error

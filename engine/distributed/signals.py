@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP: the run stops after the step in hand, on all processes after the same one."""
+"""SIGTERM, SIGINT and SIGHUP: stop the run after the current step, the same one on all ranks."""
 
 import signal
 import time
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from engine.distributed.processes import Processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""SIGHUP: the terminal or the connection is gone"""
+"""SIGHUP: the terminal or the connection was closed"""
 PATIENCE = 3.0
-"""Seconds after which a further SIGINT ends the process at once; torchrun repeats the first one sooner."""
+"""Seconds after which a second SIGINT ends the process at once; torchrun repeats the first one sooner"""
 REPEATED = (signal.SIGTERM, signal.SIGHUP)
-"""Once a run stops, a further one does not disturb its end; a terminal that closes sends more than one"""
+"""Ignored once a run is stopping; a terminal that closes sends more than one"""
 
 Item = TypeVar("Item")
 
@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, a signal raises Interrupted at once, but where a StopRequest is open: before and after training."""
+    """Context in which a signal raises Interrupted at once, except inside a StopRequest: before and after training."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
         for repeated in REPEATED:
@@ -45,11 +45,11 @@ def interruptible() -> Iterator[None]:
 
 
 class StopRequest:
-    """While its context is open, the signals are noted only.
+    """Context in which signals only set a flag, on which all ranks agree after each step.
 
-    remedy   how to go on, for the message of Interrupted
+    remedy   how to resume, for the message of Interrupted
 
-    `agreed` tells whether all processes know of a signal. Loader workers inherit the handlers, harmlessly.
+    `agreed` is true once all ranks know of a signal. DataLoader workers inherit the handlers, which is harmless.
     """
 
     def __init__(self, processes: "Processes", *, remedy: str) -> None:
@@ -63,29 +63,29 @@ class StopRequest:
         self._reduced: Tensor | None = None
 
     def agree(self) -> bool:
-        """Whether to stop now: the same answer on every process; call it on all of them, after every step.
+        """Whether to stop now, the same answer on every rank. A collective call, after every step.
 
-        Among several processes the answer is that of the step before: by then it is there, and a GPU need not be
-        waited for.
+        With several ranks it is the answer of the step before: its all-reduce is done by then, so no GPU sync is
+        needed.
         """
         self._processes.pulse.steps += 1
         if self._processes.world_size == 1:
             self.agreed = self._noted is not None
             return self.agreed
         earlier, self._reduced = self._reduced, self._any_noted()
-        self.agreed = earlier is not None and bool(earlier)  # sync, with the step before
+        self.agreed = earlier is not None and bool(earlier)  # sync with the step before
         return self.agreed
 
     def settle(self) -> bool:
-        """`agree` of this very moment, for between epochs: before work that one process must not leave alone."""
+        """`agree` without the delay of one step, for use between epochs: before work that all ranks do together."""
         self.agreed = self.agreed or bool(self._any_noted())  # sync
         return self.agreed
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal to a run of one process raises Interrupted: for work done again from the last checkpoint.
+        """Context in which a signal to a single-process run raises Interrupted: the work is redone after resuming.
 
-        Of several processes none may leave on its own: `watched` lets them leave together.
+        With several ranks none may leave alone: `watched` lets them leave together.
         """
         self._at_once = self._processes.world_size == 1
         try:
@@ -96,7 +96,7 @@ class StopRequest:
             self._at_once = False
 
     def watched(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, up to a signal; at their end all processes raise Interrupted together where one has had it."""
+        """The items, until a signal; at the end all ranks raise Interrupted together if one received a signal."""
         for item in items:
             if self._noted is not None:
                 break
@@ -105,7 +105,7 @@ class StopRequest:
             raise self.interrupted()
 
     def interrupted(self) -> Interrupted:
-        """The exception to end the run with."""
+        """The exception that ends the run."""
         return Interrupted(f"stopped by {self._noted or 'a signal to another process'}; {self._remedy}")
 
     def __enter__(self) -> Self:
@@ -116,7 +116,7 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             ends = (self.agreed or self._noted is not None) and number in REPEATED and callable(handler)
-            signal.signal(number, signal.SIG_IGN if ends else handler)  # `interruptible` gives it back
+            signal.signal(number, signal.SIG_IGN if ends else handler)  # `interruptible` restores it
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._noted is None:
@@ -127,7 +127,7 @@ class StopRequest:
             raise self.interrupted()
 
     def _any_noted(self) -> "Tensor":
-        import torch  # here, as `interruptible` is wanted before torch is imported
+        import torch  # here: `interruptible` is used before torch is imported
         import torch.distributed as dist
 
         noted = torch.full((), int(self._noted is not None), device=self._processes.device)
@@ -137,5 +137,5 @@ class StopRequest:
 
 
 def _heeded() -> list[signal.Signals]:
-    """SIGHUP that was ignored at the start stays ignored: nohup wants it so."""
+    """SIGNALS; without SIGHUP if it is ignored already, as under nohup."""
     return [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]

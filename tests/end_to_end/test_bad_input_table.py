@@ -259,7 +259,7 @@ TABLE = [
     Case(56, "disk full, check", made.full_disk_check, 2, "checkpoints of .* MB need .* but 0 MB are free; make room"),
     Case(56, "no folder", made.no_folder, 2, "run: not writable"),
     Case(57, "held folder", made.held_folder, 2, "run is in use by another run; wait until it ends"),
-    Case(58, "port in use", made.held_port, 2, r"port \d+ cannot be had .*address already in use"),
+    Case(58, "port in use", made.held_port, 2, r"cannot bind port \d+ .*address already in use"),
     Case(58, "processes with other configs", made.other_config, 2, "process 1 on .*: another config than process 0", 2),
     Case(
         59,

@@ -91,14 +91,14 @@ def test_a_port_in_use(
     with held_port() as port:
         first_of_two.setenv("MASTER_PORT", str(port))
         assert main.main(arguments(experiment, tmp_path / "run")) == 2
-    assert f"error: port {port} cannot be had (" in (message := capsys.readouterr().err)
+    assert f"error: cannot bind port {port} (" in (message := capsys.readouterr().err)
     assert "address already in use" in message
 
 
 @pytest.mark.usefixtures("first_of_two")
 def test_a_process_that_does_not_come(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(arguments(experiment, tmp_path / "run", "runtime.start_timeout=1")) == 2
-    assert "error: of 2 processes [1] did not come to localhost" in capsys.readouterr().err
+    assert "error: of 2 processes [1] did not join localhost" in capsys.readouterr().err
 
 
 def test_nobody_to_come_to(
@@ -121,7 +121,7 @@ def test_restarts_on_several_machines_need_a_store_of_their_own() -> None:
     with pytest.raises(StartError, match=f"Set {SHARED_STORE}=1 for torchrun on every machine"):
         shared.meet(1)
     own = Launch.read(environment(0, free_port(), **of_torchrun | {"TORCHELASTIC_USE_AGENT_STORE": "False"}))
-    with pytest.raises(StartError, match=r"\[1\] did not come"):
+    with pytest.raises(StartError, match=r"\[1\] did not join"):
         own.meet(0.1)
 
 
@@ -130,7 +130,7 @@ def test_a_store_with_addresses_of_before_is_noticed() -> None:
     given = environment(0, free_port(), **alone)
     first, hosts = Launch.read(given).meet(5)
     assert hosts == (HOST,)
-    with pytest.raises(StartError, match="has seen a process 0 before"):
+    with pytest.raises(StartError, match="already has a process 0"):
         Launch.read(given).meet(5)
     again, _ = Launch.read(given | {"TORCHELASTIC_RESTART_COUNT": "1"}).meet(5)  # on one machine it starts afresh
     first.set("key", "first")
@@ -210,7 +210,7 @@ def test_a_process_that_hangs_ends_the_run_and_is_named(experiment: Path, tmp_pa
     assert first.returncode == 1
     last = error.strip().splitlines()[-1]
     assert last.startswith("error: no progress within 10 s (runtime.hang_timeout): process 1 on ")
-    assert ("has not answered since its step" if way == "stopped" else "is at its step 3, in long_work") in last
+    assert ("has sent no heartbeat since its step" if way == "stopped" else "is at its step 3, in long_work") in last
     assert "Traceback" not in error
 
 

@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(
     assert_same_end(folder, whole)
     log = (folder / "log.txt").read_text()
     assert log.count("warning: ") == 1
-    assert f"warning: {last}: damaged (its SHA-256 is another one); take an earlier one. Going on from {earlier}" in log
+    assert f"warning: {last}: damaged (SHA-256 mismatch); take an earlier one. Resuming from {earlier}" in log
 
 
 def test_inside_an_epoch_the_batches_must_be_the_same(

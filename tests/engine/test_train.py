@@ -1,4 +1,4 @@
-"""The training loop: steps of several batches, and steps that are left out."""
+"""The training loop: steps of several batches, and skipped steps."""
 
 import math
 import os
@@ -61,7 +61,7 @@ def batch(image: Tensor, number: int) -> Batch:
 
 @dataclass
 class Run:
-    """A detector after an epoch, and what the loop told."""
+    """A detector after an epoch, and what the loop reported."""
 
     detector: Detector
     progress: Progress
@@ -137,7 +137,7 @@ def test_a_step_that_is_not_finite_changes_nothing(value: float, accumulate: int
     assert (found.progress.skipped, found.progress.skipped_in_row, found.meter.skipped) == (1, 0, 1)
     assert found.progress.step == 6 // accumulate
     assert found.warnings == [
-        f"warning: step 2 is left out: the loss or its gradient is not finite (images [{accumulate}])"
+        f"warning: skipping step 2: the loss or its gradient is not finite (images [{accumulate}])"
     ]
     assert torch.equal(found.weights(), without.weights())
     assert all(math.isfinite(value) for value in found.meter.means().values())
@@ -166,7 +166,7 @@ def test_too_many_in_a_row_end_the_run() -> None:
     config = replace(PLAIN, max_skipped_steps=2)
     bad = dict.fromkeys((1, 2, 4, 5), math.nan)
     assert run(batches(7, bad=bad), config).progress.skipped == 4
-    with pytest.raises(NonFiniteLossError, match=r"step 7: .*\(images \[6\]\), as in 2 steps before it"):
+    with pytest.raises(NonFiniteLossError, match=r"step 7: .*\(images \[6\]\), as in the 2 skipped steps before it"):
         run(batches(7, bad=bad | {6: math.nan}), config)
 
 
@@ -187,7 +187,7 @@ def test_a_scale_that_is_too_large_is_lowered_and_no_failure() -> None:
         run(batches(4, bad=dict.fromkeys(range(4), math.nan)), config, scaler=scaler)
 
 
-def test_an_average_keeps_off_steps_that_are_left_out() -> None:
+def test_an_average_ignores_skipped_steps() -> None:
     found = run(batches(4, bad=dict.fromkeys((2, 3), math.nan)), PLAIN)
     expected = run(batches(4)[:2], PLAIN)
     assert all(torch.equal(found.average.state()[name], value) for name, value in expected.average.state().items())
@@ -237,13 +237,13 @@ def in_process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_leave_the_same_steps_out_and_average_over_all_batches(tmp_path: Path) -> None:
-    """Batch 2 of one process is not finite; both refuse batch 7: steps 2 and 4 of five are left out."""
+def test_two_processes_skip_the_same_steps_and_average_over_all_batches(tmp_path: Path) -> None:
+    """Batch 2 of one process is not finite; both refuse batch 7: steps 2 and 4 of five are skipped."""
     mp.spawn(in_process, args=(str(tmp_path),), nprocs=2)
     (first, warnings), (second, warned) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert torch.equal(first, second)
     assert warnings == warned
-    assert [text.partition(" is left out")[0] for text in warnings] == ["warning: step 2", "warning: step 4"]
+    assert [text.split(": ")[1] for text in warnings] == ["skipping step 2", "skipping step 4"]
     assert "(images [2])" in warnings[0]
     assert "(images [7, 7])" in warnings[1]
     good = [0, 1, 4, 5, 8, 9]

@@ -169,7 +169,7 @@ def test_a_training_starts_from_a_query_table_of_any_length(table: str, reset: b
     trained = torch.arange(2.0 * rows, dtype=torch.float64).view(rows, 2)
     state = {**detector.state_dict(), f"{table}.weight": trained}
     with pytest.raises(CheckpointError, match=rf"0 unexpected, 1 of another shape; first: {table}.weight"):
-        load_weights(detector, state, source="x.pth")  # an evaluation or a run that goes on wants the very table
+        load_weights(detector, state, source="x.pth")  # evaluating and resuming require the same length
     loaded = load_weights(detector, state, source="x.pth", starts=True, reset=reset)
     assert (loaded.initial, loaded.describe_tables()) == ([], [table + line])
     after, both = detector.state_dict()[f"{table}.weight"], min(rows, 5)
