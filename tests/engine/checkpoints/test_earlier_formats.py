@@ -4,9 +4,7 @@ tests/data/checkpoints/format3.pth is last.pth of the run that `train` repeats h
 step; format3.yaml is the run's config.yaml.
 """
 
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +14,8 @@ import torch
 import main
 from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from engine.checkpoints.sealed_file import read_archive, write_archive
-from engine.distributed.signals import StopRequest
 from tests.end_to_end.test_interruption import state_of
+from tests.support.hooks import stop_at_step
 from tests.support.tiny_run import write_experiment
 
 STORED = Path(__file__).parents[2] / "data" / "checkpoints" / "format3.pth"
@@ -34,15 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_experiment(Path(), train=[3, 0, 0, 5, 2, 1, 4], val=[2, 1])
         Path("data/train/3.png").write_bytes(b"no image")
         assert train("whole") == 0
-        agree, calls = StopRequest.agree, list[int]()
-
-        def signalled(request: StopRequest) -> bool:
-            calls.append(1)
-            if len(calls) == STOP:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return agree(request)
-
-        patch.setattr(StopRequest, "agree", signalled)
+        stop_at_step(STOP, patch)
         assert train("stopped") == 75
     return folder
 
