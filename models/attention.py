@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ops import ms_deform_attn
+from ops.backends import forced_backend, forced_choice
 
 
 @dataclass(frozen=True)
@@ -171,5 +172,13 @@ def call(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
     Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(module, *inputs, use_reentrant=False)
+        if torch.compiler.is_compiling():  # the compiled program holds the choice of the backend
+            return checkpoint(module, *inputs, use_reentrant=False)
+        return checkpoint(partial(_call_forced, module, forced_choice()), *inputs, use_reentrant=False)
     return module(*inputs)
+
+
+def _call_forced(module: nn.Module, backend: str, *inputs: Any) -> Any:
+    """module(*inputs) with the backend of the forward pass, whichever thread recomputes it."""
+    with forced_backend(backend):
+        return module(*inputs)

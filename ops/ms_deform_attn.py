@@ -1,44 +1,19 @@
-"""The operator: its schema, fake kernel and gradient, and the choice of what computes it.
+"""The operator: its schema, fake kernel and gradient. What computes it is chosen in `ops/backends.py`."""
 
-| backend         | what                                                  | chosen by itself                          |
-|-----------------|-------------------------------------------------------|-------------------------------------------|
-| `cpp`           | compiled kernels (`ops/csrc/`, `python -m ops.build`) | on CPUs, where they are built             |
-| `embedding_bag` | pure PyTorch                                          | on CPUs without them                      |
-| `cuda`          | compiled kernels (`ops/cuda_kernels.py`)              | on GPUs, where they are built and run, in |
-|                 |                                                       | float32 and half precision, for the usual |
-|                 |                                                       | widths                                    |
-| `grid_sample`   | pure PyTorch, the definition (`ops/reference.py`)     | on GPUs otherwise                         |
-| `gather`        | pure PyTorch, with second derivatives, much memory    | never                                     |
-
-The environment variable D3Q_OPS_BACKEND forces one of them; it is read when `ops` is imported.
-"""
-
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ops import cuda_kernels, devices
+from ops import cuda_kernels
+from ops.backends import FORMS, Form, choose_backend, forced_choice, without_cuda_kernels
 from ops.checks import HALF, check_arguments, check_output_gradient
-from ops.embedding_bag import ms_deform_attn_embedding_bag, ms_deform_attn_gather, ms_deform_attn_gradients
-from ops.library import is_loaded, loaded_library, why_missing
-from ops.reference import ms_deform_attn_reference
+from ops.embedding_bag import ms_deform_attn_gradients
 
-Form = Callable[[Tensor, Sequence[tuple[int, int]], Tensor, Tensor], Tensor]
-
-FORMS: dict[str, Form] = {
-    "embedding_bag": ms_deform_attn_embedding_bag,
-    "grid_sample": ms_deform_attn_reference,
-    "gather": ms_deform_attn_gather,
-}
-BACKENDS = ("cpp", "cuda", *FORMS)
 # Asked once: torch.compile cannot trace the question (torch 2.11).
 AUTOCAST_DEVICES = tuple(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
-FORCED_BACKEND = os.environ.get("D3Q_OPS_BACKEND") or "auto"
 
 
 def ms_deform_attn(
@@ -69,52 +44,14 @@ def ms_deform_attn(
     check_arguments(value, flat_shapes, sampling_locations, attention_weights)
     # A program that is compiled, and tensors without memory, ask the device only when they run.
     known = not torch.compiler.is_compiling() and not isinstance(value, FakeTensor)
-    backend = choose_backend(device_type, value.device.index if known else None)
+    forced = forced_choice()
+    backend = choose_backend(device_type, value.device.index if known else None, forced)
     if backend == "cuda" and (reason := cuda_kernels.unsupported_kind(value, flat_shapes)):
-        backend = _without_cuda_kernels(reason)
+        backend = without_cuda_kernels(reason, forced)
     if backend not in FORMS or _adds_in_any_order(backend, device_type):
-        return torch.ops.d3q.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+        return torch.ops.d3q.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights, forced)
     # Pure PyTorch needs no operator around it: autograd then keeps what its backward pass would compute again.
     return _run_form(FORMS[backend], value, flat_shapes, sampling_locations, attention_weights)
-
-
-def choose_backend(device_type: str, index: int | None = None) -> str:
-    """The backend for a device: the forced one, or the fastest that runs there.
-
-    index   of a GPU, which is then tried, once; without it: what a GPU would get on which the kernels run
-    Raises ValueError where the forced one does not run there.
-    """
-    if FORCED_BACKEND == "auto":
-        if device_type == "cuda":
-            return _kernels_on(index) if cuda_kernels.are_loaded() else "grid_sample"
-        return "cpp" if device_type == "cpu" and is_loaded() else "embedding_bag"
-    if FORCED_BACKEND not in BACKENDS:
-        raise ValueError(f"D3Q_OPS_BACKEND: unknown backend {FORCED_BACKEND!r}; choose auto, {', '.join(BACKENDS)}")
-    if FORCED_BACKEND == "cpp" and not is_loaded():
-        why = why_missing() if loaded_library() is None else "the library has no CPU kernels; run python -m ops.build"
-        raise ValueError(f"D3Q_OPS_BACKEND=cpp: {why}")
-    if FORCED_BACKEND == "cpp" and device_type != "cpu":
-        raise ValueError(f"D3Q_OPS_BACKEND=cpp runs on the CPU, the tensors are on {device_type}; choose grid_sample")
-    if FORCED_BACKEND == "cuda" and not cuda_kernels.are_loaded():
-        raise ValueError("D3Q_OPS_BACKEND=cuda: the library has no CUDA kernels; run python -m ops.build with an nvcc")
-    if FORCED_BACKEND == "cuda" and device_type != "cuda":
-        raise ValueError(f"D3Q_OPS_BACKEND=cuda runs on GPUs, the tensors are on {device_type}; choose auto")
-    return _kernels_on(index) if FORCED_BACKEND == "cuda" else FORCED_BACKEND
-
-
-def is_forced() -> bool:
-    """Whether the backend is a choice of somebody's."""
-    return FORCED_BACKEND != "auto"
-
-
-def _kernels_on(index: int | None) -> str:
-    """The CUDA kernels, or what runs on a GPU on which they do not."""
-    fault = devices.fault_on(index) if index is not None else None
-    if fault is None:
-        return "cuda"
-    instead = _without_cuda_kernels(str(fault))
-    devices.warn_once(index or 0, fault, instead)
-    return instead
 
 
 def _adds_in_any_order(backend: str, device_type: str) -> bool:
@@ -122,31 +59,13 @@ def _adds_in_any_order(backend: str, device_type: str) -> bool:
     return backend == "grid_sample" and device_type == "cuda" and torch.are_deterministic_algorithms_enabled()
 
 
-def _without_cuda_kernels(reason: str) -> str:
-    """What runs on a GPU instead of the kernels."""
-    if FORCED_BACKEND == "cuda":
-        raise ValueError(f"D3Q_OPS_BACKEND=cuda: {reason}; choose grid_sample")
-    return "grid_sample"
-
-
-def _backend_of_call(value: Tensor, spatial_shapes: Sequence[int]) -> str:
+def _backend_of_call(value: Tensor, spatial_shapes: Sequence[int], forced: str) -> str:
     """The backend inside the operator, where sizes are numbers even if a compiled program calls it."""
-    backend = choose_backend(value.device.type, value.device.index)
+    backend = choose_backend(value.device.type, value.device.index, forced)
     if backend == "cuda":
         reason = cuda_kernels.unsupported_kind(value, spatial_shapes) or cuda_kernels.unsupported_call(value)
-        return _without_cuda_kernels(reason) if reason else backend
+        return without_cuda_kernels(reason, forced or forced_choice()) if reason else backend
     return backend
-
-
-@contextmanager
-def forced_backend(name: str) -> Iterator[None]:
-    """Inside, every call uses this backend: for comparisons of one with another."""
-    global FORCED_BACKEND
-    before, FORCED_BACKEND = FORCED_BACKEND, name
-    try:
-        yield
-    finally:
-        FORCED_BACKEND = before
 
 
 def _run_form(form: Form, value: Tensor, flat_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
@@ -169,19 +88,22 @@ def _pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
 
 torch.library.define(
     "d3q::ms_deform_attn",
-    "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
+    "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights, "
+    "str forced='') -> Tensor",
 )
 torch.library.define(
     "d3q::ms_deform_attn_backward",
     "(Tensor output_gradient, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
-    "Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+    "Tensor attention_weights, str forced='') -> (Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("d3q::ms_deform_attn", "default")
-def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+def _forward(
+    value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor, forced: str = ""
+) -> Tensor:
     check_arguments(value, spatial_shapes, locations, weights)
-    backend = _backend_of_call(value, spatial_shapes)
+    backend = _backend_of_call(value, spatial_shapes, forced)
     if backend in FORMS:
         return _run_form(FORMS[backend], value, spatial_shapes, locations, weights)
     if backend == "cuda":
@@ -192,11 +114,16 @@ def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, we
 
 @torch.library.impl("d3q::ms_deform_attn_backward", "default")
 def _backward(
-    output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+    output_gradient: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    forced: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(value, spatial_shapes, locations, weights)
     check_output_gradient(output_gradient, value, locations)
-    backend = _backend_of_call(value, spatial_shapes)
+    backend = _backend_of_call(value, spatial_shapes, forced)
     if backend == "cuda" and not torch.are_deterministic_algorithms_enabled():
         gradients = cuda_kernels.backward(output_gradient, value, spatial_shapes, locations, weights)
     else:
@@ -230,14 +157,21 @@ def _kernel_inputs(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[T
 
 
 @torch.library.register_fake("d3q::ms_deform_attn")
-def _fake_forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+def _fake_forward(
+    value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor, forced: str = ""
+) -> Tensor:
     check_arguments(value, spatial_shapes, locations, weights)
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
 @torch.library.register_fake("d3q::ms_deform_attn_backward")
 def _fake_backward(
-    output_gradient: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+    output_gradient: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    forced: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(value, spatial_shapes, locations, weights)
     check_output_gradient(output_gradient, value, locations)
@@ -248,25 +182,28 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.spatial_shapes, locations, weights = inputs
+    value, ctx.spatial_shapes, locations, weights, *forced = inputs
+    ctx.forced = (forced and forced[0]) or forced_choice()
     ctx.save_for_backward(value, locations, weights)
 
 
-def _gradients(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+def _gradients(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
     value, locations, weights = ctx.saved_tensors
-    gradients = torch.ops.d3q.ms_deform_attn_backward(output_gradient, value, ctx.spatial_shapes, locations, weights)
-    return gradients[0], None, gradients[1], gradients[2]
+    gradients = torch.ops.d3q.ms_deform_attn_backward(
+        output_gradient, value, ctx.spatial_shapes, locations, weights, ctx.forced
+    )
+    return gradients[0], None, gradients[1], gradients[2], None
 
 
 torch.library.register_autograd("d3q::ms_deform_attn", _gradients, setup_context=_setup_context)
 
 
 def _keep_device(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.device_type = inputs[1].device.type
+    ctx.device_type, ctx.forced = inputs[1].device.type, inputs[5] if len(inputs) > 5 else ""
 
 
 def _no_second_derivatives(ctx: Any, *_: Tensor) -> None:
-    backend = choose_backend(ctx.device_type)
+    backend = choose_backend(ctx.device_type, None, ctx.forced)
     remedy = "" if backend == "gather" else "force the backend that has them with D3Q_OPS_BACKEND=gather, and "
     raise NotImplementedError(
         f"ms_deform_attn: no second derivatives through the operator ({backend}); {remedy}call "
@@ -285,10 +222,13 @@ def _exact_places(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Te
     return (locations, weights) if value.dtype == torch.float64 else (locations.float(), weights.float())
 
 
-def _autocast_rule(device_type: str) -> Callable[[Tensor, Sequence[int], Tensor, Tensor], Tensor]:
-    def rule(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+def _autocast_rule(device_type: str) -> Callable[..., Tensor]:
+    def rule(
+        value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor, forced: str = ""
+    ) -> Tensor:
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.d3q.ms_deform_attn(value, spatial_shapes, *_exact_places(value, locations, weights))
+            locations, weights = _exact_places(value, locations, weights)
+            return torch.ops.d3q.ms_deform_attn(value, spatial_shapes, locations, weights, forced)
 
     return rule
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from ops import cuda_kernels, devices
+from ops.backends import choose_backend, is_forced
 from ops.library import loaded_library, why_missing
-from ops.ms_deform_attn import choose_backend, is_forced
 
 
 class Choice(NamedTuple):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ops import cuda_kernels, devices
+from ops.backends import FORMS, forced_backend
 from ops.library import is_loaded
-from ops.ms_deform_attn import FORMS, forced_backend, ms_deform_attn
+from ops.ms_deform_attn import ms_deform_attn
 from ops.reference import ms_deform_attn_reference
 
 SHAPES = [(13, 9), (7, 5), (4, 3), (1, 1)]

@@ -23,7 +23,7 @@ from models.dino import DINO
 from models.matching.cost import BLOCK_ELEMENTS
 from models.matching.hungarian import MatchedPairs
 from models.structures import DetectorOutput, LayerPredictions, QueryBudget
-from ops.ms_deform_attn import FORMS, choose_backend, forced_backend
+from ops.backends import FORMS, choose_backend, forced_backend
 
 MOMENTS = 2
 """Tensors that AdamW keeps per trained parameter"""

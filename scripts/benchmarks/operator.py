@@ -18,7 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ops.ms_deform_attn import choose_backend, forced_backend, ms_deform_attn
+from ops.backends import choose_backend, forced_backend
+from ops.ms_deform_attn import ms_deform_attn
 from scripts.benchmarks.harness import Cell, Table, median, peak_mebibytes, seconds_alternately
 
 SHAPES = ((200, 200), (100, 100), (50, 50), (25, 25), (13, 13))

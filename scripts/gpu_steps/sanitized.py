@@ -7,7 +7,7 @@ import torch
 
 from engine.console import guard_console
 from ops import ms_deform_attn
-from ops.ms_deform_attn import forced_backend
+from ops.backends import forced_backend
 
 SHAPES = [(13, 9), (7, 5), (4, 3), (1, 1)]
 TOKENS = sum(height * width for height, width in SHAPES)

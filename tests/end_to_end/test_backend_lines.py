@@ -8,7 +8,7 @@ import torch
 
 import main
 from ops import report
-from ops.ms_deform_attn import forced_backend
+from ops.backends import forced_backend
 from tests.support.tiny_run import write_experiment
 
 

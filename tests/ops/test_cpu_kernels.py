@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.ms_deform_attn import forced_backend, ms_deform_attn
+from ops.backends import forced_backend
+from ops.ms_deform_attn import ms_deform_attn
 from ops.reference import ms_deform_attn_reference
 from tests.ops.operator_cases import SHAPES, flat, make_inputs, needs_cpp, with_gradients
 

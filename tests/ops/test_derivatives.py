@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ops import embedding_bag, ms_deform_attn
-from ops.ms_deform_attn import forced_backend
+from ops.backends import forced_backend
 from ops.reference import ms_deform_attn_reference
 from tests.ops.operator_cases import SHAPES, every_backend, flat, make_inputs, needs_cpp, with_gradients
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ops import cuda_kernels, devices, report
-from ops.ms_deform_attn import choose_backend, forced_backend
+from ops.backends import choose_backend, forced_backend
 
 operator = importlib.import_module("ops.ms_deform_attn")  # `ops.ms_deform_attn` is the function
 LIBRARY = Path("ms_deform_attn_torch2.14.1_0123456789abcdef_cuda13.0_80_90+PTX.so")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.ms_deform_attn import forced_backend
+from ops.backends import forced_backend
 from ops.reference import ms_deform_attn_reference
 from tests.ops.operator_cases import every_backend, flat, needs_cpp
 

@@ -196,7 +196,7 @@ def test_the_import_writes_nothing_and_the_operator_works_without_a_library(copy
         "value, weights = torch.ones(1, 6, 1, 8), torch.ones(1, 2, 1, 1, 1, requires_grad=True)\n"
         "output = torch.ops.d3q.ms_deform_attn(value, [2, 3], torch.full((1, 2, 1, 1, 1, 2), 0.5), weights)\n"
         "output.sum().backward(); assert output.sum() == 16 and weights.grad.sum() == 16\n"
-        "from ops.ms_deform_attn import choose_backend; print(choose_backend('cpu'))"
+        "from ops.backends import choose_backend; print(choose_backend('cpu'))"
     )
     run = start(["-c", code], copy, PATH="")
     output, errors = run.communicate(timeout=120)
@@ -207,7 +207,7 @@ def test_the_import_writes_nothing_and_the_operator_works_without_a_library(copy
 def test_a_damaged_library_is_a_warning(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy / "ops/_build").mkdir()
     (copy / "ops/_build" / library.library_name()).write_text("cut off")
-    run = start(["-c", "import ops; from ops.ms_deform_attn import choose_backend as c; print(c('cpu'))"], copy)
+    run = start(["-c", "import ops; from ops.backends import choose_backend as c; print(c('cpu'))"], copy)
     output, errors = run.communicate(timeout=120)
     assert (run.returncode, output.strip()) == (0, "embedding_bag"), errors
     assert "cannot be loaded, deformable attention runs in pure PyTorch; delete the file" in errors

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ops import ms_deform_attn
-from ops.ms_deform_attn import forced_backend
+from ops.backends import forced_backend
 from ops.reference import ms_deform_attn_reference
 from tests.ops.operator_cases import SHAPES, every_backend, flat, make_inputs, with_gradients
 

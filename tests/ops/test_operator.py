@@ -1,19 +1,18 @@
 """The registered operator: its contract with torch, compiled and exported programs, and the choice of backend."""
 
-import importlib
 import shutil
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import ops.backends
 from ops import cuda_kernels, ms_deform_attn
+from ops.backends import choose_backend, forced_backend
 from ops.library import is_loaded
-from ops.ms_deform_attn import choose_backend, forced_backend
 from tests.ops.operator_cases import SHAPES, every_backend, flat, make_inputs, with_gradients
 
 MAPS = SHAPES["five maps"][-1]
-operator_module = importlib.import_module("ops.ms_deform_attn")  # `ops.ms_deform_attn` is the function
 
 
 class Attend(nn.Module):
@@ -106,7 +105,7 @@ def test_the_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_backend("cpu") == ("cpp" if is_loaded() else "embedding_bag")
         assert choose_backend("cuda") == ("cuda" if cuda_kernels.are_loaded() else "grid_sample")
         assert choose_backend("mps") == "embedding_bag"
-        monkeypatch.setattr(operator_module, "is_loaded", lambda: False)
+        monkeypatch.setattr(ops.backends, "is_loaded", lambda: False)
         assert choose_backend("cpu") == "embedding_bag"
     with forced_backend("grid_sample"):
         assert choose_backend("cpu") == "grid_sample"
@@ -116,9 +115,9 @@ def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     inputs = make_inputs("five maps", dtype=torch.float32, spread=0.6)
     with forced_backend("quick"), pytest.raises(ValueError, match=r"unknown backend 'quick'; choose auto, cpp"):
         ms_deform_attn(inputs[0], MAPS, *inputs[1:])
-    monkeypatch.setattr(operator_module, "is_loaded", lambda: False)
+    monkeypatch.setattr(ops.backends, "is_loaded", lambda: False)
     with forced_backend("cpp"), pytest.raises(ValueError, match=r"run python -m ops\.build"):
         ms_deform_attn(inputs[0], MAPS, *inputs[1:])
-    monkeypatch.setattr(operator_module, "is_loaded", lambda: True)
+    monkeypatch.setattr(ops.backends, "is_loaded", lambda: True)
     with forced_backend("cpp"), pytest.raises(ValueError, match="the tensors are on meta"):
         ms_deform_attn(inputs[0].to("meta"), MAPS, *(tensor.to("meta") for tensor in inputs[1:]))

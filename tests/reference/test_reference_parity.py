@@ -22,7 +22,7 @@ from d3q import density_focal_loss, density_target
 from engine.optim import build_optimizer
 from models.build import build_criterion
 from models.denoising import denoising_mask
-from ops.ms_deform_attn import forced_backend
+from ops.backends import forced_backend
 from tests.reference.goldens import (
     DEVIATIONS,
     GOLDENS,

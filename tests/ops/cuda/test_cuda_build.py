@@ -63,7 +63,7 @@ def check_that_it_loads(path: Path, folder: Path) -> None:
     shutil.copytree(ROOT / "ops", folder / "ops", ignore=shutil.ignore_patterns("_build", "__pycache__"))
     code = (
         f"import torch, ops; torch.ops.load_library({str(path)!r})\n"
-        "from ops.ms_deform_attn import choose_backend; print(choose_backend('cpu'), choose_backend('cuda'))"
+        "from ops.backends import choose_backend; print(choose_backend('cpu'), choose_backend('cuda'))"
     )
     variables = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "D3Q_OPS_BACKEND": ""}
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=variables, capture_output=True, text=True)

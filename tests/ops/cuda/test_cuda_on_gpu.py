@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ops import cuda_kernels, ms_deform_attn
-from ops.ms_deform_attn import forced_backend
+from ops.backends import forced_backend
 from tests.ops.cuda.emulated_kernels import Case, error
 
 pytestmark = [
