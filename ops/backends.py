@@ -2,9 +2,9 @@
 
 | backend         | what                                                  | chosen by default                         |
 |-----------------|-------------------------------------------------------|-------------------------------------------|
-| `cpp`           | compiled kernels (`ops/csrc/`, `python -m ops.build`) | on CPUs, where they are built             |
+| `cpp`           | compiled kernels (`ops/csrc/`, `python -m ops.build`) | on CPUs, if they are built                |
 | `embedding_bag` | pure PyTorch                                          | on CPUs without them                      |
-| `cuda`          | compiled kernels (`ops/cuda_kernels.py`)              | on GPUs, where they are built and run, in |
+| `cuda`          | compiled kernels (`ops/cuda_kernels.py`)              | on GPUs, if they are built and run, in    |
 |                 |                                                       | float32 and half precision, for the usual |
 |                 |                                                       | widths                                    |
 | `grid_sample`   | pure PyTorch, the definition (`ops/reference.py`)     | on GPUs otherwise                         |
@@ -42,7 +42,7 @@ _FORCED: ContextVar[str] = ContextVar("D3Q_OPS_BACKEND", default=os.environ.get(
 def choose_backend(device_type: str, index: int | None = None, forced: str = "") -> str:
     """The backend for a device: the forced one, or the fastest that runs there.
 
-    index   of a GPU, which is then tried, once; without it: what a GPU would get on which the kernels run
+    index   of a GPU, on which the kernels are tested once; None: assume that they run
     forced  backend or auto; default: the choice of this thread
 
     Raises ValueError if the forced backend does not run there.
@@ -77,7 +77,7 @@ def forced_choice() -> str:
 
 
 def _kernels_on(index: int | None, forced: str) -> str:
-    """The CUDA kernels, or what runs on a GPU on which they do not."""
+    """The CUDA kernels, or the backend for a GPU that cannot run them."""
     fault = devices.fault_on(index) if index is not None else None
     if fault is None:
         return "cuda"
@@ -87,7 +87,7 @@ def _kernels_on(index: int | None, forced: str) -> str:
 
 
 def without_cuda_kernels(reason: str, forced: str) -> str:
-    """What runs on a GPU instead of the kernels."""
+    """The backend for a GPU without the kernels. Raises ValueError if they are forced."""
     if forced == "cuda":
         raise ValueError(f"D3Q_OPS_BACKEND=cuda: {reason}; choose grid_sample")
     return "grid_sample"
@@ -95,7 +95,7 @@ def without_cuda_kernels(reason: str, forced: str) -> str:
 
 @contextmanager
 def forced_backend(name: str) -> Iterator[None]:
-    """Inside, every call of this thread uses this backend, for comparisons between backends."""
+    """Force a backend for all calls of this thread in the context, to compare backends."""
     token = _FORCED.set(name)
     try:
         yield

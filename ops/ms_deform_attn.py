@@ -12,7 +12,7 @@ from ops.backends import FORMS, Form, choose_backend, forced_choice, without_cud
 from ops.checks import HALF, check_arguments, check_output_gradient
 from ops.embedding_bag import ms_deform_attn_gradients
 
-# Asked once: torch.compile cannot trace the question (torch 2.11).
+# At import, as torch.compile cannot trace this call (torch 2.11).
 AUTOCAST_DEVICES = tuple(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
 
 
@@ -42,7 +42,7 @@ def ms_deform_attn(
     if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         sampling_locations, attention_weights = _exact_places(value, sampling_locations, attention_weights)
     check_arguments(value, flat_shapes, sampling_locations, attention_weights)
-    # A program that is compiled, and tensors without memory, ask the device only when they run.
+    # While compiling or with fake tensors, the device cannot be tested; the operator tests it when it runs.
     known = not torch.compiler.is_compiling() and not isinstance(value, FakeTensor)
     forced = forced_choice()
     backend = choose_backend(device_type, value.device.index if known else None, forced)
@@ -50,17 +50,17 @@ def ms_deform_attn(
         backend = without_cuda_kernels(reason, forced)
     if backend not in FORMS or _adds_in_any_order(backend, device_type):
         return torch.ops.d3q.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights, forced)
-    # Pure PyTorch needs no operator around it: autograd then keeps what its backward pass would compute again.
+    # Pure PyTorch runs outside the operator: autograd then saves what the operator would recompute.
     return _run_form(FORMS[backend], value, flat_shapes, sampling_locations, attention_weights)
 
 
 def _adds_in_any_order(backend: str, device_type: str) -> bool:
-    """Whether torch's own gradients differ from run to run where it shall be deterministic; the operator's do not."""
+    """Whether torch's gradients vary from run to run although they should be deterministic; the operator's do not."""
     return backend == "grid_sample" and device_type == "cuda" and torch.are_deterministic_algorithms_enabled()
 
 
 def _backend_of_call(value: Tensor, spatial_shapes: Sequence[int], forced: str) -> str:
-    """The backend inside the operator, where sizes are numbers even if a compiled program calls it."""
+    """The backend inside the operator, where sizes are known even in compiled programs."""
     backend = choose_backend(value.device.type, value.device.index, forced)
     if backend == "cuda":
         reason = cuda_kernels.unsupported_kind(value, spatial_shapes) or cuda_kernels.unsupported_call(value)
@@ -69,7 +69,7 @@ def _backend_of_call(value: Tensor, spatial_shapes: Sequence[int], forced: str) 
 
 
 def _run_form(form: Form, value: Tensor, flat_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """A pure PyTorch form; half values in float32, and nothing to add up without elements."""
+    """Run a pure PyTorch backend, half-precision values in float32; an empty call returns zeros."""
     if locations.numel() == 0 or value.numel() == 0:
         connected = sum(tensor.flatten()[:0].sum(dtype=value.dtype) for tensor in (value, locations, weights))
         shape = (value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
@@ -142,13 +142,13 @@ def _backward(
 
 
 def _in_layout_of(tensor: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the memory order that the fake kernel promises: the tensor's own, where that has no holes."""
+    """The gradient in the strides of the fake kernel: those of the tensor, if it is dense."""
     promised = torch.empty_like(tensor, device="meta").stride()
     return gradient if gradient.stride() == promised else torch.empty_like(tensor).copy_(gradient)
 
 
 def _kernel_inputs(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the kernels read: locations and weights contiguous, channels of value adjacent, half values as float32."""
+    """Inputs of the kernels: locations and weights contiguous, channels of value adjacent, half values as float32."""
     if value.dtype in HALF:
         value, weights = value.float(), weights.float()
     if value.stride(-1) != 1:
@@ -214,8 +214,8 @@ def _no_second_derivatives(ctx: Any, *_: Tensor) -> None:
 torch.library.register_autograd("d3q::ms_deform_attn_backward", _no_second_derivatives, setup_context=_keep_device)
 
 
-# Under autocast, value comes as it is; locations and weights become float32: computed further in bfloat16, a location
-# in an 800x800 image would err by up to 1.6 px.
+# Under autocast, value keeps its dtype, and locations and weights become float32: in bfloat16, a location in an 800x800
+# image would err by up to 1.6 px.
 
 
 def _exact_places(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
