@@ -326,7 +326,7 @@ def test_an_evaluation_goes_where_it_is_told(work: Path, capsys: pytest.CaptureF
     everything = contents(".")
     for taken in ("results/a", "run", "further", "tiny.yaml"):
         assert evaluate("run/best.pth", f"runtime.output_dir={taken}") == 2
-        assert f"{taken}: no folder for results (it holds something" in capsys.readouterr().err
+        assert f"{taken}: no folder for results (it is not empty" in capsys.readouterr().err
     assert contents(".") == everything
     config = ["--config", "tiny.yaml", "--eval", "--resume", "run/best.pth"]
     text = Path("tiny.yaml").read_text().replace("log_every: 1", "log_every: 1, output_dir: further")

@@ -1,8 +1,11 @@
 """Calls whose offsets do not fit 32 bits, emulated in sparse memory of which few pages are ever touched.
 
-Each returns the largest error, and raises OSError where a process may not reserve so much.
+Each returns the largest error, and raises OSError where a process may not reserve so much. Call `expect` before a fork:
+autograd refuses to run in the child once it has run in the parent.
 """
 
+import copy
+import functools
 import mmap
 
 import torch
@@ -25,9 +28,27 @@ def sparse_like(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return sparse(shape, torch.empty(shape, device="meta").stride(), dtype)
 
 
+@functools.cache
+def wide_case() -> tuple[Case, list[Tensor]]:
+    case = Case(shapes=[(1, 3)], heads=1, dim=8, queries=3, dtype=torch.float16)
+    return case, list(case.expected())
+
+
+@functools.cache
+def long_case() -> tuple[Case, list[Tensor]]:
+    case = Case(shapes=[(2, 3)], heads=2, dim=8, queries=5, points=1, dtype=torch.float16)
+    return case, list(case.expected())
+
+
+def expect() -> None:
+    """Compute the expected results of both calls."""
+    wide_case()
+    long_case()
+
+
 def emulate_wide_strides(kernels: EmulatedKernels) -> float:
     """More than 2^31 elements between images, and 2^30 between tokens."""
-    case = Case(shapes=[(1, 3)], heads=1, dim=8, queries=3, dtype=torch.float16)
+    case, expected = wide_case()
     strides = (3 * 2**30 + 64, 2**30 + 8, 8, 1)
     value, gradient = (sparse(tuple(case.value.shape), strides, dtype) for dtype in (case.dtype, torch.float32))
     value.copy_(case.value)
@@ -36,14 +57,13 @@ def emulate_wide_strides(kernels: EmulatedKernels) -> float:
     inputs = [case.output_gradient, value, case.locations, case.weights]
     kernels.call("emulate_backward", case, 1, value, [*inputs, gradient, *outputs[1:]])
     found = [outputs[0], gradient, *outputs[1:]]
-    return max(error(ours, theirs) for ours, theirs in zip(found, case.expected(), strict=True))
+    return max(error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 def emulate_many_rows(kernels: EmulatedKernels) -> float:
     """More than 2^31 queries times heads and images. Only the last block of the last head and image is run."""
-    case = Case(shapes=[(2, 3)], heads=2, dim=8, queries=5, points=1, dtype=torch.float16)
-    expected = case.expected()
-    last, queries = case.queries, 2**29 + 5
+    case, expected = long_case()
+    case, last, queries = copy.copy(case), case.queries, 2**29 + 5
     case.queries = queries
     rows = (2, queries, 2)
     locations, location_gradient = sparse_like(*rows, 1, 1, 2), sparse_like(*rows, 1, 1, 2)
