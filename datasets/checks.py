@@ -44,8 +44,9 @@ def check_classes(dataset: CocoDetection, num_classes: int) -> None:
         parents, remark = dataset.table.describe_parents(), ""
         if num_classes == found + 1 and not parents:
             remark = " (categories only: the background is no class here)"
+        count = "1 category" if found == 1 else f"{found} categories"
         raise DataError(
-            f"{dataset.table.path}: {found} categories ({', '.join(dataset.categories[:10])}){parents}, but "
+            f"{dataset.table.path}: {count} ({', '.join(dataset.categories[:10])}){parents}, but "
             f"model.num_classes is {num_classes}; set model.num_classes: {found}{remark}",
             "num_classes",
         )

@@ -113,7 +113,7 @@ class Translated:
     state: dict[str, Tensor]
     """Names without a counterpart here stay as they were"""
     skipped: dict[str, list[str]] = field(default_factory=dict)
-    """Why -> names of what was left out, as the file has them"""
+    """Reason -> names of the skipped tensors, as in the file"""
 
 
 def mmdetection_naming(*, detector: str, num_layers: int) -> Naming:
@@ -147,7 +147,7 @@ def original_naming(*, detector: str, num_layers: int, num_maps: int, num_levels
 
 
 def translate(state: Mapping[str, Tensor], naming: Naming, own: Collection[str]) -> Translated:
-    """A file's tensors under the names of this project; what carries no weight here is left out, with the reason.
+    """A file's tensors under the names of this project; tensors that carry no weight here are skipped, with the reason.
 
     own   names of the detector's tensors
     """
@@ -219,4 +219,4 @@ def _drop_spare_labels(translated: Translated) -> None:
         return
     translated.state[LABEL_TABLE] = table[: len(head)]
     rows = f"rows {len(head)} to {len(table) - 1} of the label table"
-    translated.skipped["rows of the label table that stand for no class"] = [rows]
+    translated.skipped["rows of the label table without a class"] = [rows]

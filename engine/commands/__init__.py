@@ -1,1 +1,1 @@
-"""Build and run what a user asks for: the only part of the engine that imports datasets, models and ops."""
+"""Build and run the commands of main.py: the only part of the engine that imports datasets, models and ops."""
