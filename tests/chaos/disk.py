@@ -106,11 +106,11 @@ def refuse(arguments: list[str], folder: Path, *, log: Path) -> list[str]:
 def silence(log: Path, folder: Path, remedy: str) -> list[str]:
     """The last line of the log, unless it is an error that names folder and remedy.
 
-    TensorBoard's own thread may print a traceback at the same time: earlier lines, or the indent of this one.
+    TensorBoard's own thread may print a traceback at the same time: earlier lines, or the start of this one.
     """
     text = log.read_text()
-    last = text.splitlines()[-1].lstrip() if text else ""
-    wrong = not last.startswith("error: ") or str(folder) not in last or remedy not in last
+    last = text.splitlines()[-1] if text else ""
+    wrong = "error: " not in last or str(folder) not in last or remedy not in last
     return [f"the message is {last!r}"] if wrong else []
 
 
