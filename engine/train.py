@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -36,19 +37,30 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=AUTOCAST_TYPES.get(amp), enabled=amp != "none")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What an optimiser step needs and changes."""
+
+    detector: nn.Module
+    """In DistributedDataParallel where there are several processes"""
+    criterion: Criterion
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Enabled with fp16 only"""
+    average: WeightAverage | None = None
+    """Moving average of the weights, updated after every step"""
+    amp: str = "none"
+    """none | bf16 | fp16"""
+
+
 def train_one_epoch(
-    detector: nn.Module,
-    criterion: Criterion,
+    learner: Learner,
     batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    average: WeightAverage | None = None,
     *,
     config: OptimConfig,
     progress: Progress,
     num_batches: int,
     processes: Processes,
-    amp: str,
     meter: Meter,
     warn: Callable[[str], None],
     after_step: Callable[[], bool],
@@ -56,43 +68,39 @@ def train_one_epoch(
     """Train the rest of the epoch: one optimiser step per `config.accumulate_steps` batches.
 
     batches       from `progress.batch` on; the last step of an epoch averages over the batches that remain
-    average       moving average of the weights, updated after every step
     progress      counts batches and steps
     num_batches   batches of the whole epoch
     warn          called with a message for each skipped step
     after_step    called after each step, when everything is counted; returns whether to stop
 
-    If the loss or gradient of any rank is not finite, all ranks skip the step: weights, average and optimiser stay
-    unchanged. Raises NonFiniteLossError after more than `config.max_skipped_steps` skipped steps in a row, and
-    StepMemoryError; both name the images.
+    If the loss or gradient of any rank is not finite, all ranks skip the step: nothing of the learner changes. Raises
+    NonFiniteLossError after more than `config.max_skipped_steps` in a row, and StepMemoryError; both name the images.
     """
-    detector.train()
+    learner.detector.train()
     meter.start_clock()
     stream = iter(meter.waiting(batches))
     while size := min(config.accumulate_steps, num_batches - progress.batch):
-        set_learning_rates(optimizer, learning_rate_factor(config, epoch=progress.epoch, step=progress.step))
-        taken: list[Batch] = []
-        results: list[BatchResult] = []
+        set_learning_rates(learner.optimizer, learning_rate_factor(config, epoch=progress.epoch, step=progress.step))
+        taken, results = list[Batch](), list[BatchResult]()
         try:
             for batch in islice(stream, size):
                 taken.append(batch)
-                with shared_gradients(detector, share=len(taken) == size):
-                    results.append(add_gradients(detector, criterion, batch, scaler, processes, amp=amp, of=size))
-            gradient_norm = take_step(detector, optimizer, scaler, largest_norm=config.clip_grad_norm)
+                with shared_gradients(learner.detector, share=len(taken) == size):
+                    results.append(add_gradients(learner, batch, processes, of=size))
+            gradient_norm = take_step(learner, largest_norm=config.clip_grad_norm)
         except FloatingPointError:
             taken += islice(stream, size - len(taken))
             meter.skip()
-            if not lowers_scale(scaler):
+            if not lowers_scale(learner.scaler):
                 images = images_of(taken, results, processes)
                 skip_step(progress, images, limit=config.max_skipped_steps, warn=warn)
         else:
             progress.skipped_in_row = 0
             meter.add(results, gradient_norm)
-            if average is not None:
-                average.update(progress.step)
-        optimizer.zero_grad(set_to_none=True)  # frees the memory before the next forward pass or an evaluation
-        progress.step += 1
-        progress.batch += size
+            if learner.average is not None:
+                learner.average.update(progress.step)
+        learner.optimizer.zero_grad(set_to_none=True)  # frees memory before the next forward pass or an evaluation
+        progress.advance(batches=size)
         if after_step():
             return
 
@@ -104,44 +112,33 @@ def shared_gradients(detector: nn.Module, *, share: bool) -> AbstractContextMana
     return detector.no_sync()
 
 
-def add_gradients(
-    detector: nn.Module,
-    criterion: Criterion,
-    batch: Batch,
-    scaler: torch.amp.GradScaler,
-    processes: Processes,
-    *,
-    amp: str,
-    of: int,
-) -> BatchResult:
+def add_gradients(learner: Learner, batch: Batch, processes: Processes, *, of: int) -> BatchResult:
     """Forward and backward pass of one batch; a step averages the gradients of `of` batches."""
     with memory_explained(batch) as num_queries:
         batch = batch.to(processes.device, non_blocking=True)
-        with autocast(processes.device, amp):
-            output = detector(batch.images, batch.padding_mask, batch.targets)
+        with autocast(processes.device, learner.amp):
+            output = learner.detector(batch.images, batch.padding_mask, batch.targets)
         num_queries.append(output.num_queries)
-        losses = criterion(output, batch.targets)
+        losses = learner.criterion(output, batch.targets)
         total = torch.stack(list(losses.values())).sum()
         # A loss that is not finite must show in the gradients, which all ranks share: the factor is 1, or else NaN.
-        scaler.scale(total / of).backward(1 + 0 * total.detach())
+        learner.scaler.scale(total / of).backward(1 + 0 * total.detach())
     detached = {name: value.detach() for name, value in losses.items()}
     return BatchResult(detached, total.detach(), output.num_queries, batch.targets)
 
 
-def take_step(
-    detector: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, largest_norm: float
-) -> Tensor:
+def take_step(learner: Learner, *, largest_norm: float) -> Tensor:
     """Clip the gradients and step; returns the norm before clipping.
 
     Raises FloatingPointError, without a step, if the norm is not finite. With float16 the scale may have been too
     large; the scaler has lowered it then.
     """
-    scaler.unscale_(optimizer)
-    gradient_norm = nn.utils.clip_grad_norm_(detector.parameters(), largest_norm or math.inf)
+    learner.scaler.unscale_(learner.optimizer)
+    gradient_norm = nn.utils.clip_grad_norm_(learner.detector.parameters(), largest_norm or math.inf)
     finite = math.isfinite(float(gradient_norm))  # sync
     if finite:
-        scaler.step(optimizer)
-    scaler.update()
+        learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
     if not finite:
         raise FloatingPointError("the gradient is not finite")
     return gradient_norm

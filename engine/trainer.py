@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from configs.loader import dump_config
-from configs.schema import Config
+from configs.schema import Config, OptimConfig
 from engine.checkpoints.checkpoint import Checkpoint, CheckpointError, Progress, random_state, restore_random_state
 from engine.checkpoints.run_folder import RunFolder
 from engine.distributed.processes import Processes, gather_rows
@@ -19,7 +19,7 @@ from engine.distributed.signals import StopRequest
 from engine.logger import RunLogger, progress
 from engine.meter import Meter, report_step
 from engine.optim import WeightAverage
-from engine.train import Criterion, train_one_epoch
+from engine.train import Criterion, Learner, train_one_epoch
 from engine.wording import counted
 
 
@@ -123,35 +123,30 @@ class Trainer:
             )
             return
         self.run_folder.require_space(checkpoint_bytes(self.detector, averaged=self.average is not None))
-        trained = self._in_processes()
+        learner = self._learner()
         with self.stop:
             while self.progress.epoch < epochs or not self.progress.evaluated:
                 if self.progress.evaluated:
-                    self._train_epoch(trained)
+                    self._train_epoch(learner)
                     self._save()
                 if self.stop.settle():
                     raise self.stop.interrupted()
                 if not self.progress.evaluated:
                     self._evaluate()
 
-    def _train_epoch(self, trained: nn.Module) -> None:
+    def _train_epoch(self, learner: Learner) -> None:
         """Train to the end of the epoch, or until all ranks agree to stop."""
         config, place = self.config, self.progress
         self.loader.batch_sampler.set_epoch(place.epoch, place.batch)  # type: ignore[union-attr]
         left = len(self.loader) - place.batch
         description = f"epoch {place.epoch + 1}"
         train_one_epoch(
-            trained,
-            self.criterion,
+            learner,
             progress(self.loader, total=left, description=description, enabled=self.processes.is_main),
-            self.optimizer,
-            self.scaler,
-            self.average,
             config=config.optim,
             progress=place,
             num_batches=len(self.loader),
             processes=self.processes,
-            amp=config.runtime.amp,
             meter=self.meter,
             warn=self.logger.say,
             after_step=self.after_step,
@@ -213,12 +208,19 @@ class Trainer:
             self.run_folder.save_best(checkpoint)  # before last.pth, which says that this evaluation is done
         self.run_folder.save_last(checkpoint)
 
-    def _in_processes(self) -> nn.Module:
-        """The detector, wrapped in DistributedDataParallel for more than one process."""
-        if self.processes.world_size == 1:
-            return self.detector
-        device = self.processes.device
-        return DistributedDataParallel(self.detector, device_ids=[device] if device.type == "cuda" else None)
+    def _learner(self) -> Learner:
+        """What the training loop changes: the detector is in DistributedDataParallel for more than one process."""
+        trained, device = self.detector, self.processes.device
+        if self.processes.world_size > 1:
+            trained = DistributedDataParallel(trained, device_ids=[device] if device.type == "cuda" else None)
+        return Learner(
+            detector=trained,
+            criterion=self.criterion,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            average=self.average,
+            amp=self.config.runtime.amp,
+        )
 
 
 def checkpoint_bytes(detector: nn.Module, *, averaged: bool) -> int:
@@ -229,22 +231,28 @@ def checkpoint_bytes(detector: nn.Module, *, averaged: bool) -> int:
 
 
 def announce(
-    logger: RunLogger, config: Config, *, detector: nn.Module, processes: Processes, origin: str, data: str
+    logger: RunLogger,
+    *,
+    name: str,
+    detector: nn.Module,
+    origin: str,
+    data: str,
+    batch_size: int,
+    optim: OptimConfig,
+    processes: Processes,
 ) -> None:
-    """Log what is about to run: detector, data, processes, batch."""
+    """Log what is about to run: detector and the origin of its weights, data, processes, batch."""
     trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     every = sum(p.numel() for p in detector.parameters())
-    logger.say(
-        f"{config.model.detector}: {every / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trainable, from {origin}"
-    )
+    logger.say(f"{name}: {every / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trainable, from {origin}")
     logger.say(data)
-    batch = config.data.batch_size * processes.world_size
+    batch = batch_size * processes.world_size
     logger.say(
         f"{counted(processes.world_size, 'process', 'processes')} on {processes.device.type}, "
         f"{counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}, batch of {batch}, "
-        f"{counted(config.optim.epochs, 'epoch')}"
+        f"{counted(optim.epochs, 'epoch')}"
     )
-    expected = config.optim.processes
+    expected = optim.processes
     if expected is not None and expected != processes.world_size:
         logger.say(
             f"warning: optim.lr was chosen for {counted(expected, 'process', 'processes')}, this run has "

@@ -41,6 +41,11 @@ class Progress:
     evaluated: bool = True
     """Whether the evaluation due after the last finished epoch is done"""
 
+    def advance(self, *, batches: int) -> None:
+        """Count an optimiser step of so many batches."""
+        self.step += 1
+        self.batch += batches
+
     @property
     def position(self) -> tuple[int, int, int]:
         """(epoch, batch, step): equal for two processes, or two files, at the same step."""

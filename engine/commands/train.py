@@ -91,7 +91,16 @@ def record_start(
     if config.runtime.deterministic and processes.device.type == "cuda":
         logger.say(GPU_NOTICE)
     data = "\n".join([str(splits.training.statistics()), *splits.training.remarks()])
-    announce(logger, config, detector=model.detector, processes=processes, origin=model.origin, data=data)
+    announce(
+        logger,
+        name=config.model.detector,
+        detector=model.detector,
+        origin=model.origin,
+        data=data,
+        batch_size=config.data.batch_size,
+        optim=config.optim,
+        processes=processes,
+    )
     for line in attention_lines(processes):
         logger.say(line)
     for warning in splits.findings.messages("warning"):

@@ -19,7 +19,7 @@ from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import WeightAverage, build_optimizer
 from engine.step_errors import NonFiniteLossError, StepMemoryError
-from engine.train import train_one_epoch
+from engine.train import Learner, train_one_epoch
 
 CPU = torch.device("cpu")
 ALONE = Processes(rank=0, world_size=1, device=CPU)
@@ -86,17 +86,18 @@ def run(
     detector = Detector()
     found = Run(detector, Progress(), Meter(), [], WeightAverage(detector, decay=0.5))
     train_one_epoch(
-        DistributedDataParallel(detector) if processes.world_size > 1 else detector,
-        loss,  # type: ignore[arg-type]
+        Learner(
+            detector=DistributedDataParallel(detector) if processes.world_size > 1 else detector,
+            criterion=loss,  # type: ignore[arg-type]
+            optimizer=build_optimizer(detector, config),
+            scaler=scaler or torch.amp.GradScaler("cpu", enabled=False),
+            average=found.average,
+        ),
         data,
-        build_optimizer(detector, config),
-        scaler or torch.amp.GradScaler("cpu", enabled=False),
-        found.average,
         config=config,
         progress=found.progress,
         num_batches=len(data),
         processes=processes,
-        amp="none",
         meter=found.meter,
         warn=found.warnings.append,
         after_step=lambda: found.progress.step == stop_after,

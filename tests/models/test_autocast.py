@@ -15,7 +15,7 @@ from engine.checkpoints.checkpoint import Progress
 from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import build_optimizer
-from engine.train import train_one_epoch
+from engine.train import Learner, train_one_epoch
 from models.build import build_criterion
 from tests.support.shrunken import SIDE, SYSTEMS, random_images, random_target, small_config, small_detector
 
@@ -67,16 +67,18 @@ def test_float16_trains_under_a_gradient_scaler(name: str) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     progress, warnings = Progress(), list[str]()
     train_one_epoch(
-        detector,
-        build_criterion(config),
+        Learner(
+            detector=detector,
+            criterion=build_criterion(config),
+            optimizer=build_optimizer(detector, config.optim),
+            scaler=scaler,
+            amp="fp16",
+        ),
         [batch] * 3,
-        build_optimizer(detector, config.optim),
-        scaler,
         config=config.optim,
         progress=progress,
         num_batches=3,
         processes=Processes(0, 1, torch.device("cpu")),
-        amp="fp16",
         meter=Meter(),
         warn=warnings.append,
         after_step=lambda: False,

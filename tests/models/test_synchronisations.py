@@ -16,7 +16,7 @@ from engine.checkpoints.checkpoint import Progress
 from engine.distributed.processes import Processes
 from engine.meter import Meter
 from engine.optim import build_optimizer
-from engine.train import train_one_epoch
+from engine.train import Learner, train_one_epoch
 from models.build import build_criterion
 from tests.support.shrunken import SIDE, random_images, random_target, small_config, small_detector
 
@@ -96,16 +96,17 @@ def waits_of_a_step(name: str, objects: list[int], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(models.matching.hungarian, "to_host", counted_to_host)
     with Copies(waits), Operations(waits):
         train_one_epoch(
-            detector,
-            build_criterion(config),
+            Learner(
+                detector=detector,
+                criterion=build_criterion(config),
+                optimizer=optimizer,
+                scaler=torch.amp.GradScaler("cpu", enabled=False),
+            ),
             [batch],
-            optimizer,
-            torch.amp.GradScaler("cpu", enabled=False),
             config=config.optim,
             progress=Progress(),
             num_batches=1,
             processes=Processes(rank=0, world_size=1, device=torch.device("cpu")),
-            amp="none",
             meter=Meter(),
             warn=print,
             after_step=lambda: False,
