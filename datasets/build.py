@@ -21,8 +21,7 @@ from datasets.transforms import (
     Compose,
     Normalize,
     RandomCrop,
-    RandomHorizontalFlip,
-    RandomVerticalFlip,
+    RandomFlip,
     Resize,
     Transform,
 )
@@ -123,9 +122,9 @@ def _build_transforms(data: DataConfig, *, training: bool) -> Compose:
     if training:
         if data.crop_size is not None:
             transforms.append(RandomCrop(size=data.crop_size))
-        transforms.append(RandomHorizontalFlip(p=data.flip_prob))
+        transforms.append(RandomFlip("horizontal", p=data.flip_prob))
         if data.vertical_flip_prob > 0:
-            transforms.append(RandomVerticalFlip(p=data.vertical_flip_prob))
+            transforms.append(RandomFlip("vertical", p=data.vertical_flip_prob))
         if data.brightness > 0:
             transforms.append(ColorJitter(strength=data.brightness))
     return Compose([*transforms, Normalize(mean=data.mean, std=data.std)])

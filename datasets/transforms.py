@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -87,40 +88,22 @@ class Resize:
         return replace(sample, image=image, boxes=clip_boxes(boxes, height=height, width=width))
 
 
-class RandomHorizontalFlip:
-    """Mirror left and right with probability p."""
+class RandomFlip:
+    """Mirror with probability p; horizontal: left and right change places, vertical: top and bottom."""
 
-    def __init__(self, *, p: float) -> None:
+    def __init__(self, direction: Literal["horizontal", "vertical"], *, p: float) -> None:
+        self.axis = 0 if direction == "horizontal" else 1
         self.p = p
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if rng.random() >= self.p:
             return sample
-        x0, y0, x1, y1 = sample.boxes.unbind(-1)
-        width = sample.picture.width
-        return replace(
-            sample,
-            image=sample.picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-            boxes=torch.stack([width - x1, y0, width - x0, y1], dim=-1),
-        )
-
-
-class RandomVerticalFlip:
-    """Mirror top and bottom with probability p."""
-
-    def __init__(self, *, p: float) -> None:
-        self.p = p
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        if rng.random() >= self.p:
-            return sample
-        x0, y0, x1, y1 = sample.boxes.unbind(-1)
-        height = sample.picture.height
-        return replace(
-            sample,
-            image=sample.picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-            boxes=torch.stack([x0, height - y1, x1, height - y0], dim=-1),
-        )
+        low, high = self.axis, self.axis + 2  # columns of xyxy
+        side = sample.picture.size[self.axis]
+        boxes = sample.boxes.clone()
+        boxes[:, low], boxes[:, high] = side - sample.boxes[:, high], side - sample.boxes[:, low]
+        how = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)[self.axis]
+        return replace(sample, image=sample.picture.transpose(how), boxes=boxes)
 
 
 class RandomCrop:

@@ -15,6 +15,33 @@ from ops import ms_deform_attn
 from ops.backends import forced_backend, forced_choice
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerSizes:
+    """Sizes of an encoder or decoder layer."""
+
+    hidden_dim: int
+    num_levels: int
+    num_heads: int
+    num_points: int
+    """Sampling points per head and level"""
+    ffn_dim: int
+    """Hidden width of the feed-forward block"""
+    dropout: float
+    recompute_ffn: bool = False
+    """Recompute the feed-forward block in the backward pass"""
+
+    def deformable_attention(self) -> "MSDeformAttn":
+        return MSDeformAttn(
+            hidden_dim=self.hidden_dim,
+            num_levels=self.num_levels,
+            num_heads=self.num_heads,
+            num_points=self.num_points,
+        )
+
+    def feed_forward(self) -> "FeedForward":
+        return FeedForward(hidden_dim=self.hidden_dim, ffn_dim=self.ffn_dim, dropout=self.dropout)
+
+
 @dataclass(frozen=True)
 class QueryBlocks:
     """Attention bias of the queries. The first `front` of T are denoising queries: they attend to all T; the other

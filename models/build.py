@@ -9,6 +9,7 @@ from torch import nn
 
 from configs.schema import Config, SetLossConfig, TransformerConfig
 from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
+from models.attention import LayerSizes
 from models.backbones.backbone import build_backbone
 from models.boxes import L1Distance
 from models.criterion import Criterion, SetLoss
@@ -119,8 +120,8 @@ def _front_half(config: Config) -> FrontHalf:
         frozen_batch_norm=model.backbone.batch_norm == "frozen",
         frozen_stages=model.backbone.frozen_stages,
     )
-    arguments = _layer_arguments(config, model.encoder)
-    layers = [EncoderLayer(**arguments) for _ in range(model.encoder.num_layers)]
+    sizes = _layer_sizes(config, model.encoder)
+    layers = [EncoderLayer(sizes) for _ in range(model.encoder.num_layers)]
     return FrontHalf(
         backbone=backbone,
         neck=Neck(
@@ -164,20 +165,22 @@ def _build_budget(config: Config) -> nn.Module:
     )
 
 
-def _layer_arguments(config: Config, stack: TransformerConfig) -> dict[str, Any]:
-    arguments = asdict(stack) | {
-        "hidden_dim": config.model.hidden_dim,
-        "num_levels": config.model.neck.num_levels,
-        "recompute_ffn": config.runtime.recompute == "feed_forward",
-    }
-    del arguments["num_layers"]
-    return arguments
+def _layer_sizes(config: Config, stack: TransformerConfig) -> LayerSizes:
+    return LayerSizes(
+        hidden_dim=config.model.hidden_dim,
+        num_levels=config.model.neck.num_levels,
+        num_heads=stack.num_heads,
+        num_points=stack.num_points,
+        ffn_dim=stack.ffn_dim,
+        dropout=stack.dropout,
+        recompute_ffn=config.runtime.recompute == "feed_forward",
+    )
 
 
 def _decoder_parts(config: Config) -> dict[str, Any]:
-    arguments = _layer_arguments(config, config.model.decoder)
+    sizes = _layer_sizes(config, config.model.decoder)
     return {
-        "layers": [DecoderLayer(**arguments) for _ in range(config.model.decoder.num_layers)],
+        "layers": [DecoderLayer(sizes) for _ in range(config.model.decoder.num_layers)],
         "heads": _prediction_heads(config),
         "recompute": config.runtime.recompute == "layers",
     }

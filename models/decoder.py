@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MSDeformAttn, QueryBlocks, RowWise, SelfAttention, call
+from models.attention import LayerSizes, QueryBlocks, RowWise, SelfAttention, call
 from models.boxes import inverse_sigmoid
 from models.position_encoding import encode_boxes
 from models.proposals import BoxHead, query_blocks
@@ -21,28 +21,17 @@ SIMILAR = 2.0
 class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention, feed-forward; residual and LayerNorm behind each."""
 
-    def __init__(
-        self,
-        *,
-        hidden_dim: int,
-        num_levels: int,
-        num_heads: int,
-        num_points: int,
-        ffn_dim: int,
-        dropout: float,
-        recompute_ffn: bool = False,
-    ) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout)
+        hidden_dim = sizes.hidden_dim
+        self.self_attention = SelfAttention(hidden_dim=hidden_dim, num_heads=sizes.num_heads, dropout=sizes.dropout)
         self.self_norm = nn.LayerNorm(hidden_dim)
-        self.cross_attention = MSDeformAttn(
-            hidden_dim=hidden_dim, num_levels=num_levels, num_heads=num_heads, num_points=num_points
-        )
+        self.cross_attention = sizes.deformable_attention()
         self.cross_norm = nn.LayerNorm(hidden_dim)
-        self.ffn = FeedForward(hidden_dim=hidden_dim, ffn_dim=ffn_dim, dropout=dropout)
+        self.ffn = sizes.feed_forward()
         self.ffn_norm = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.recompute_ffn = recompute_ffn
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.recompute_ffn = sizes.recompute_ffn
 
     def forward(self, queries: Tensor, position: Tensor, boxes: Tensor, memory: Memory, blocks: QueryBlocks) -> Tensor:
         """(B, Q, D), (B, Q, D), boxes (B, Q, 4) -> (B, Q, D)."""

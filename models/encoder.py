@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MSDeformAttn, call
+from models.attention import LayerSizes, call
 from models.position_encoding import encode_map
 from models.structures import FeatureTokens
 
@@ -59,26 +59,14 @@ def token_references(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Te
 class EncoderLayer(nn.Module):
     """Deformable self-attention and feed-forward block, each with residual and LayerNorm behind it."""
 
-    def __init__(
-        self,
-        *,
-        hidden_dim: int,
-        num_levels: int,
-        num_heads: int,
-        num_points: int,
-        ffn_dim: int,
-        dropout: float,
-        recompute_ffn: bool = False,
-    ) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.attention = MSDeformAttn(
-            hidden_dim=hidden_dim, num_levels=num_levels, num_heads=num_heads, num_points=num_points
-        )
-        self.attention_norm = nn.LayerNorm(hidden_dim)
-        self.ffn = FeedForward(hidden_dim=hidden_dim, ffn_dim=ffn_dim, dropout=dropout)
-        self.ffn_norm = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.recompute_ffn = recompute_ffn
+        self.attention = sizes.deformable_attention()
+        self.attention_norm = nn.LayerNorm(sizes.hidden_dim)
+        self.ffn = sizes.feed_forward()
+        self.ffn_norm = nn.LayerNorm(sizes.hidden_dim)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.recompute_ffn = sizes.recompute_ffn
 
     def forward(self, tokens: Tensor, features: FeatureTokens, references: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""

@@ -25,14 +25,13 @@ from d3q import density_target
 from datasets.build import build_dataset, build_train_loader
 from datasets.structures import Batch
 from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
-from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
+from engine.commands.evaluate import build_trained, evaluate_batches, evaluation_loader, under_progress
 from engine.commands.exit_codes import UsageError, exit_code
 from engine.commands.resolve import read_checkpoint
 from engine.commands.setup import start_runtime
 from engine.console import guard_console
-from engine.evaluation.evaluate import Evaluation, evaluate_detector, predict_batches
-from engine.metrics.average_precision import get_protocol
-from models.build import build_criterion, build_detector, build_postprocess
+from engine.evaluation.evaluate import Evaluation
+from models.build import build_criterion, build_detector
 
 SIDE = 800
 OBJECT = 12.7  # px, the mean of AI-TOD-v2
@@ -156,12 +155,8 @@ def evaluate_padded(config: Config, checkpoint: Checkpoint, path: Path, factor: 
     processes = start_runtime(config)
     dataset, detector = build_trained(config, checkpoint, path, processes)
     batches = padded(under_progress(evaluation_loader(config.data, dataset, processes), processes), factor)
-    return evaluate_detector(
-        predict_batches(detector, build_postprocess(config), batches, device=processes.device, amp="none"),
-        [dataset.ground_truth(i) for i in range(len(dataset))],
-        num_classes=config.model.num_classes,
-        protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
-        processes=processes,
+    return evaluate_batches(
+        config, detector, batches, [dataset.ground_truth(i) for i in range(len(dataset))], processes
     )
 
 

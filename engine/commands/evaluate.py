@@ -1,6 +1,6 @@
 """An evaluation, assembled from a config: of a checkpoint, or of a detector in training."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -11,13 +11,13 @@ from datasets.build import build_eval_loader
 from datasets.checks import check_trained_classes
 from datasets.coco import CocoDetection
 from datasets.loading import ImageLoader, worker_failures_named
-from datasets.structures import Batch
+from datasets.structures import Batch, GroundTruth
 from engine.checkpoints.checkpoint import Checkpoint, load_weights
 from engine.checkpoints.folder_use import open_evaluation
 from engine.commands.setup import attention_lines, check_same_data, open_split
 from engine.distributed.processes import Processes
 from engine.evaluation.artifacts import gallery_indices, show_evaluation
-from engine.evaluation.evaluate import evaluate_detector, predict_batches
+from engine.evaluation.evaluate import Evaluation, evaluate_detector, predict_batches
 from engine.logger import RunLogger, progress
 from engine.metrics.average_precision import get_protocol
 from engine.runtime import accelerate
@@ -82,16 +82,9 @@ def evaluate(
     batches = watch(under_progress(loader, processes))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
     shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
-    postprocess, device = build_postprocess(config), processes.device
+    picture_ids = frozenset(objects[i].image_id for i in shown)
     with worker_failures_named(loader):
-        evaluation = evaluate_detector(
-            predict_batches(detector, postprocess, batches, device=device, amp=config.runtime.amp),
-            objects,
-            num_classes=config.model.num_classes,
-            protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
-            processes=processes,
-            picture_ids=frozenset(objects[i].image_id for i in shown),
-        )
+        evaluation = evaluate_batches(config, detector, batches, objects, processes, picture_ids=picture_ids)
     if processes.is_main:
         show_evaluation(
             evaluation,
@@ -104,3 +97,26 @@ def evaluate(
             step=step,
         )
     return max(evaluation.metrics.summary()["mAP"], 0.0)
+
+
+def evaluate_batches(
+    config: Config,
+    detector: nn.Module,
+    batches: Iterable[Batch],
+    objects: Sequence[GroundTruth],
+    processes: Processes,
+    *,
+    picture_ids: frozenset[int] = frozenset(),
+) -> Evaluation:
+    """Predict the batches and compare with the objects, under the config's protocol; see `evaluate_detector`."""
+    predictions = predict_batches(
+        detector, build_postprocess(config), batches, device=processes.device, amp=config.runtime.amp
+    )
+    return evaluate_detector(
+        predictions,
+        objects,
+        num_classes=config.model.num_classes,
+        protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
+        processes=processes,
+        picture_ids=picture_ids,
+    )

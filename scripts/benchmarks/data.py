@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as F
 from datasets.coco import CocoDetection
 from datasets.images.decode import ImageFile, read_image
 from datasets.synthetic.scene import make_scene
-from datasets.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Sample, Transform
+from datasets.transforms import Compose, Normalize, RandomFlip, Resize, Sample, Transform
 from scripts.benchmarks.harness import Cell, Table, median, peak_resident_mebibytes, seconds_alternately
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,7 +75,7 @@ def _step_rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, 
             partial(Resize(size=(smaller, smaller)), sample, rng),
             partial(F.resize, tensor, [smaller, smaller], antialias=True),
         ),
-        "flip": (partial(RandomHorizontalFlip(p=1), sample, rng), partial(F.horizontal_flip, tensor)),
+        "flip": (partial(RandomFlip("horizontal", p=1), sample, rng), partial(F.horizontal_flip, tensor)),
         "normalise": (
             partial(Normalize(mean=MEAN, std=STD), sample, rng),
             lambda: F.normalize(F.to_dtype(tensor, torch.float32, scale=True), list(MEAN), list(STD)),
@@ -108,7 +108,7 @@ def _single(folder: Path, suffix: str, side: int) -> CocoDetection:
     image = {"id": 1, "file_name": f"a.{suffix}", "height": side, "width": side}
     file = folder / f"{suffix}.json"
     file.write_text(json.dumps({"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "a"}]}))
-    steps: list[Transform] = [Resize(size=(side, side)), RandomHorizontalFlip(p=0.5), Normalize(mean=MEAN, std=STD)]
+    steps: list[Transform] = [Resize(size=(side, side)), RandomFlip("horizontal", p=0.5), Normalize(mean=MEAN, std=STD)]
     return CocoDetection(annotations=file, images_root=folder, transforms=Compose(steps), training=True)
 
 

@@ -15,7 +15,7 @@ from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.samplers import TrainSampler
 from datasets.structures import SampleKey
-from datasets.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip
+from datasets.transforms import Compose, Normalize, RandomCrop, RandomFlip
 
 Open = Callable[..., CocoDetection]
 
@@ -96,7 +96,7 @@ def test_statistics(open_dataset: Open, document: dict[str, Any]) -> None:
 
 def _augmented(open_dataset: Open, document: dict[str, Any], seed: int = 0) -> CocoDetection:
     normalize = Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    transforms = Compose([RandomCrop(size=(24, 24)), RandomHorizontalFlip(p=0.5), normalize])
+    transforms = Compose([RandomCrop(size=(24, 24)), RandomFlip("horizontal", p=0.5), normalize])
     return open_dataset(document, transforms=transforms, seed=seed)
 
 

@@ -12,8 +12,7 @@ from datasets.transforms import (
     Compose,
     Normalize,
     RandomCrop,
-    RandomHorizontalFlip,
-    RandomVerticalFlip,
+    RandomFlip,
     Resize,
     Sample,
     Transform,
@@ -46,10 +45,10 @@ def _found(sample: Sample) -> list[int]:
 @pytest.mark.parametrize(
     "transform",
     [
-        RandomHorizontalFlip(p=1.0),
-        RandomVerticalFlip(p=1.0),
-        RandomHorizontalFlip(p=0.5),
-        Compose([RandomVerticalFlip(p=0.5), RandomHorizontalFlip(p=0.5)]),
+        RandomFlip("horizontal", p=1.0),
+        RandomFlip("vertical", p=1.0),
+        RandomFlip("horizontal", p=0.5),
+        Compose([RandomFlip("vertical", p=0.5), RandomFlip("horizontal", p=0.5)]),
     ],
 )
 def test_flips_move_the_box_with_its_pixels(transform: Transform, seed: int) -> None:
@@ -62,9 +61,9 @@ def test_flips_move_the_box_with_its_pixels(transform: Transform, seed: int) -> 
 def test_flip_probability() -> None:
     rng = np.random.default_rng(0)
     sample = _painted(rng)
-    flips = sum(RandomHorizontalFlip(p=0.3)(sample, rng) is not sample for _ in range(400))
+    flips = sum(RandomFlip("horizontal", p=0.3)(sample, rng) is not sample for _ in range(400))
     assert 80 < flips < 160
-    assert RandomVerticalFlip(p=0.0)(sample, rng) is sample
+    assert RandomFlip("vertical", p=0.0)(sample, rng) is sample
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -149,8 +148,8 @@ def test_transforms_accept_images_without_objects() -> None:
     chain = Compose(
         [
             RandomCrop(size=(50, 50)),
-            RandomHorizontalFlip(p=1.0),
-            RandomVerticalFlip(p=1.0),
+            RandomFlip("horizontal", p=1.0),
+            RandomFlip("vertical", p=1.0),
             Resize(size=(32, 32)),
             Normalize(mean=(0, 0, 0), std=(1, 1, 1)),
         ]
@@ -172,7 +171,7 @@ def test_normalize() -> None:
     expected = (np.asarray(sample.picture) / 255 - mean) / std
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-6)
     with pytest.raises(TypeError, match="before Normalize"):
-        RandomHorizontalFlip(p=1.0)(Sample(image, sample.boxes, sample.labels), np.random.default_rng(0))
+        RandomFlip("horizontal", p=1.0)(Sample(image, sample.boxes, sample.labels), np.random.default_rng(0))
 
 
 def test_color_jitter_changes_pixels_not_boxes() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from configs.loader import load_config
 from engine.checkpoints.checkpoint import Loaded, load_weights
 from engine.checkpoints.key_mapping import Naming, mmdetection_naming, original_naming, to_mmdetection, translate
-from models.attention import QueryBlocks
+from models.attention import LayerSizes, QueryBlocks
 from models.build import build_detector
 from models.decoder import DecoderLayer
 from models.neck import Neck
@@ -197,7 +197,7 @@ def cross_inputs(queries: Tensor) -> tuple:
 
 def test_a_decoder_layer_computes_what_the_original_computes() -> None:
     torch.manual_seed(0)
-    layer = DecoderLayer(hidden_dim=16, num_levels=1, num_heads=2, num_points=2, ffn_dim=24, dropout=0.0)
+    layer = DecoderLayer(LayerSizes(hidden_dim=16, num_levels=1, num_heads=2, num_points=2, ffn_dim=24, dropout=0.0))
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
     naming = original_naming(detector="dino", num_layers=1, num_maps=1, num_levels=1)
