@@ -435,6 +435,9 @@ class EvaluationConfig:
     """Metric definition."""
     max_detections: int = 1500
     """Largest number of detections per image and class that count."""
+    scores: Literal["published", "corrected"] = "published"
+    """published: the probability of the class, as trained. corrected: as if criterion.decoder.no_object_weight were 1,
+    so that half of the detections with a score of 0.5 are right; softmax classification only (docs/scores.md)."""
     every_epochs: int = 4
     """Evaluate after every so many epochs, and after the last one."""
     gallery_images: int = 8
@@ -520,3 +523,14 @@ class Config:
         queries, bucket = self.model.num_queries, self.runtime.query_bucket
         require(queries % bucket == 0, "runtime.query_bucket", f"{bucket} does not divide model.num_queries {queries}")
         require(not self.reset_head or self.init_from is not None, "reset_head", "needs init_from")
+        decoder = self.criterion.decoder
+        require(
+            self.evaluation.scores == "published" or decoder.classification == "softmax",
+            "evaluation.scores",
+            "corrected needs criterion.decoder.classification: softmax; sigmoids have no background to correct",
+        )
+        require(
+            self.evaluation.scores == "published" or decoder.no_object_weight > 0,
+            "evaluation.scores",
+            "corrected needs criterion.decoder.no_object_weight > 0",
+        )

@@ -56,7 +56,13 @@ def build_criterion(config: Config) -> Criterion:
 
 def build_postprocess(config: Config) -> PostProcess:
     """Output -> detections. With sigmoid classification, at most model.num_queries detections per image."""
-    return PostProcess(classification=config.criterion.decoder.classification, max_detections=config.model.num_queries)
+    decoder = config.criterion.decoder
+    return PostProcess(
+        classification=decoder.classification,
+        max_detections=config.model.num_queries,
+        scores=config.evaluation.scores,
+        no_object_weight=decoder.no_object_weight,
+    )
 
 
 def expected_queries(config: Config, objects: Sequence[int]) -> list[int]:

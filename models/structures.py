@@ -228,6 +228,11 @@ class Detections:
     """(N,) in [0, 1]"""
     labels: Tensor
     """(N,) int64"""
+    corrected_scores: Tensor | None = None
+    """(N,) in [0, 1], `models.postprocess.corrected_logits`; None for sigmoid heads"""
+    object_probability: Tensor | None = None
+    """(N,) corrected probability of an object of any class: its sum is the expected number of objects; None as above"""
 
     def to(self, device: torch.device | str) -> "Detections":
-        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+        moved = {name: value if value is None else value.to(device) for name, value in vars(self).items()}
+        return Detections(**moved)

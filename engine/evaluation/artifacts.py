@@ -39,6 +39,7 @@ def show_evaluation(
         counts=evaluation.counts,
         seconds_per_image=evaluation.seconds_per_image,
         peak_memory_mb=evaluation.peak_memory_mb,
+        corrected=evaluation.corrected,
     )
     folder.mkdir(parents=True, exist_ok=True)
     text, record = format_report(report), report_record(report)
@@ -47,6 +48,7 @@ def show_evaluation(
         (folder / "evaluation.txt").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         (folder / "evaluation.json").write_text(json.dumps(record | {"step": step}, indent=1) + "\n", encoding="utf-8")
     numbers = record["detection"] | {f"count/{name}": value for name, value in record["counts"].items()}
+    numbers["calibration_error"] = record["calibration"]["error"]
     logger.record("evaluation", step, {name: value for name, value in numbers.items() if value is not None})
     if evaluation.pictures:
         index = {truth.image_id: i for i, truth in enumerate(objects)}
@@ -82,6 +84,7 @@ def _picture(found: ImagePrediction, truth: GroundTruth, image: Image.Image) -> 
         labels=found.labels.numpy(),
         num_queries=found.num_queries,
         predicted_count=found.predicted_count,
+        expected_count=found.expected_count,
         density_map=None if found.density_map is None else found.density_map.numpy(),
         density_extent=found.density_extent,
     )

@@ -17,6 +17,9 @@ from engine.runtime import peak_memory_mb
 from engine.step_errors import NonFiniteLossError
 from engine.train import autocast
 
+SCORE, CORRECTED_SCORE = 4, 6
+"""Columns of `GatheredPredictions.detections`"""
+
 
 @dataclass(frozen=True)
 class ImagePrediction:
@@ -36,6 +39,10 @@ class ImagePrediction:
     """(H, W) objects per cell, of the padded network input"""
     density_extent: tuple[float, float]
     """Share (height, width) of the map that the image covers"""
+    corrected_scores: Tensor | None = None
+    """(N,) see `Detections`; None where scores cannot be corrected"""
+    expected_count: float | None = None
+    """Sum of the corrected probabilities of an object over all queries; None as above"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +59,20 @@ class GatheredPredictions:
     """(I,)"""
     predicted_counts: np.ndarray | None
     """(I,) objects; None without a density map"""
+    expected_counts: np.ndarray | None
+    """(I,) objects; None where scores cannot be corrected"""
     detections: np.ndarray
-    """(N, 6) float32 x0, y0, x1, y1, score, label; px of the file"""
+    """(N, 7) float32 x0, y0, x1, y1, score, label, corrected score or NaN; px of the file"""
     pictures: list[ImagePrediction]
     """Predictions of the requested images that this process evaluated"""
     seconds_per_image: float
     """Of this process"""
+
+    @property
+    def corrected_differ(self) -> bool:
+        """Whether corrected scores are known, and others are evaluated."""
+        corrected = self.detections[:, CORRECTED_SCORE]
+        return not np.isnan(corrected).any() and not np.array_equal(corrected, self.detections[:, SCORE])
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,8 @@ class Evaluation:
     """Result of an evaluation; the same on every process, except the pictures."""
 
     metrics: DetectionMetrics
+    corrected: DetectionMetrics | None
+    """With corrected scores, where the metrics are of published ones that can be corrected"""
     counts: dict[str, float]
     seconds_per_image: float
     """Forward pass and postprocessing, batch time over batch size, mean over the images of this process"""
@@ -105,6 +122,10 @@ def predict_batches(
                     predicted_count=None if predicted_count is None else float(predicted_count[i]),
                     density_map=None if density_map is None else density_map[i, 0].cpu(),
                     density_extent=(target.size[0] / height, target.size[1] / width),
+                    corrected_scores=None if found.corrected_scores is None else found.corrected_scores.cpu(),
+                    expected_count=(
+                        None if found.object_probability is None else float(found.object_probability.double().sum())
+                    ),
                 )
                 for i, (target, found) in enumerate(zip(batch.targets, detections, strict=True))
             ],
@@ -129,9 +150,17 @@ def evaluate_detector(
     """
     found = gather_predictions(predictions, processes=processes, picture_ids=picture_ids)
     records = list(objects)
-    counts = count_metrics(found.predicted_counts, found.num_queries, object_counts(found, records))
+    annotated = object_counts(found, records)
+    counts = count_metrics(found.predicted_counts, found.num_queries, annotated, found.expected_counts)
+
+    def measured(column: int) -> DetectionMetrics:
+        rows = image_records(found, records, score_column=column)
+        return detection_metrics(rows, num_classes=num_classes, protocol=protocol)
+
+    metrics = measured(SCORE)
     return Evaluation(
-        metrics=detection_metrics(image_records(found, records), num_classes=num_classes, protocol=protocol),
+        metrics=metrics,
+        corrected=measured(CORRECTED_SCORE) if found.corrected_differ else None,
         counts=counts,
         seconds_per_image=found.seconds_per_image,
         peak_memory_mb=peak_memory_mb(processes.device),
@@ -146,36 +175,44 @@ def gather_predictions(
     picture_ids: frozenset[int] = frozenset(),
 ) -> GatheredPredictions:
     """The predictions of all processes, without the density maps; arguments as in `evaluate_detector`."""
-    rows, images, pictures, seconds = [torch.zeros(0, 6)], [], [], 0.0
+    rows, images, pictures, seconds = [torch.zeros(0, 7)], [], [], 0.0
     for batch, batch_seconds in predictions:
         seconds += batch_seconds
         for found in batch:
-            rows.append(torch.cat([found.boxes, found.scores[:, None], found.labels[:, None]], dim=1).float())
-            count = np.nan if found.predicted_count is None else found.predicted_count
-            images.append([found.image_id, found.num_queries, count, len(found.boxes)])
+            corrected = found.corrected_scores
+            corrected = torch.full_like(found.scores, np.nan) if corrected is None else corrected
+            columns = [found.scores, found.labels, corrected]
+            rows.append(torch.cat([found.boxes, *(column[:, None] for column in columns)], dim=1).float())
+            estimates = [np.nan if x is None else x for x in (found.predicted_count, found.expected_count)]
+            images.append([found.image_id, found.num_queries, len(found.boxes), *estimates])
             if found.image_id in picture_ids:
                 pictures.append(found)
     # Ids up to 2^53 are exact in float64, and so are labels up to 2^24 in float32.
-    table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 4), processes).numpy()
+    table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 5), processes).numpy()
     order = np.argsort(table[:, 0], kind="stable")
-    last_detection = np.cumsum(table[:, 3])[order]
+    last_detection = np.cumsum(table[:, 2])[order]
     table = table[order]
     detections = torch.cat(rows)
     rows.clear()  # frees as much memory as all detections
     return GatheredPredictions(
         image_ids=table[:, 0].astype(np.int64),
-        first_detection=(last_detection - table[:, 3]).astype(np.int64),
-        num_detections=table[:, 3].astype(np.int64),
+        first_detection=(last_detection - table[:, 2]).astype(np.int64),
+        num_detections=table[:, 2].astype(np.int64),
         num_queries=table[:, 1],
-        predicted_counts=None if np.isnan(table[:, 2]).any() else table[:, 2],
+        predicted_counts=None if np.isnan(table[:, 3]).any() else table[:, 3],
+        expected_counts=None if np.isnan(table[:, 4]).any() else table[:, 4],
         detections=gather_rows(detections, processes).numpy(),
         pictures=pictures,
         seconds_per_image=seconds / max(len(images), 1),
     )
 
 
-def image_records(found: GatheredPredictions, objects: Sequence[GroundTruth]) -> Iterator[ImageRecord]:
+def image_records(
+    found: GatheredPredictions, objects: Sequence[GroundTruth], *, score_column: int = SCORE
+) -> Iterator[ImageRecord]:
     """Detections and objects side by side, image by image; each image must be among the predicted.
+
+    score_column   SCORE or CORRECTED_SCORE
 
     Raises NonFiniteLossError, on all processes alike.
     """
@@ -184,7 +221,7 @@ def image_records(found: GatheredPredictions, objects: Sequence[GroundTruth]) ->
         position = position_of[record.image_id]
         first, count = int(found.first_detection[position]), int(found.num_detections[position])
         mine = found.detections[first : first + count].astype(np.float64)
-        if not np.isfinite(mine).all():
+        if not np.isfinite(mine[:, [*range(CORRECTED_SCORE), score_column]]).all():
             raise NonFiniteLossError(
                 f"the predictions of image {record.image_id} are not finite: training has diverged; resume from an "
                 "earlier checkpoint with a lower optim.lr"
@@ -196,7 +233,7 @@ def image_records(found: GatheredPredictions, objects: Sequence[GroundTruth]) ->
             gt_areas=record.areas,
             gt_crowd=record.crowd,
             boxes=np.concatenate([mine[:, :2], mine[:, 2:4] - mine[:, :2]], axis=1),
-            scores=mine[:, 4],
+            scores=mine[:, score_column],
             labels=mine[:, 5].astype(np.int64),
         )
 

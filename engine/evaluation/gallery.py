@@ -34,8 +34,7 @@ _TEXT, _SMALL, _TINY, _LARGE = 22, 18, 13, 34  # font sizes, px
 class Picture:
     """One image with its objects and predictions; G objects, D detections, in px of the image.
 
-    Array-likes of other dtypes, CPU tensors among them, are converted. Raises ValueError, naming the image and the
-    field, for wrong shapes, unequal lengths and numbers that are not finite.
+    Array-likes of other dtypes are converted. Raises ValueError, naming image and field, for wrong shapes or numbers.
     """
 
     image_id: int
@@ -53,7 +52,9 @@ class Picture:
     """(D,)"""
     num_queries: int
     predicted_count: float | None = None
-    """Objects as estimated; None for a detector that does not estimate them."""
+    """Objects by the density map; None without one."""
+    expected_count: float | None = None
+    """Objects by the corrected scores; None where there are none."""
     density_map: NDArray[np.float64] | None = None
     """(h, w) objects per cell, over the padded network input; None for no second panel."""
     density_extent: tuple[float, float] = (1.0, 1.0)
@@ -132,9 +133,8 @@ def match_detections(
 def draw_picture(picture: Picture, class_names: Sequence[str], score_threshold: float) -> Image.Image:
     """A title, then the image with its boxes and, where there is a density map, the image under that map.
 
-    Images up to 400 px are enlarged by a whole factor to 800 px at most, images above 1600 px are reduced. Lines
-    run around a box, outside it; a class is named where its name covers nothing else. Raises ValueError for labels
-    without a class name.
+    Images up to 400 px are enlarged by a whole factor to 800 px at most, images above 1600 px are reduced. Lines run
+    outside of a box; a class is named where its name covers nothing else. Raises ValueError for unnamed labels.
     """
     used, known = np.concatenate([picture.labels, picture.object_labels]), len(class_names)
     if unknown := sorted(set(used.tolist()) - set(range(known))):
@@ -182,8 +182,8 @@ def colour_map(values: ArrayLike) -> NDArray[np.uint8]:
 
 def _title(picture: Picture, matching: Matching) -> _Line:
     counts = [f"Image {picture.image_id}:  {len(picture.object_boxes)} objects"]
-    if picture.predicted_count is not None:
-        counts.append(f"{picture.predicted_count:.1f} estimated")
+    estimates = (picture.predicted_count, "by density"), (picture.expected_count, "expected")
+    counts += [f"{count:.1f} {source}" for count, source in estimates if count is not None]
     counts.append(f"{picture.num_queries} queries")
     hits = [_swatch(TRUE_POSITIVE), f"TP {matching.true_positive.sum()}  "]
     misses = [_swatch(FALSE_NEGATIVE), f"FN {(~matching.found).sum()}  "]
@@ -213,7 +213,7 @@ def _boxes_panel(picture: Picture, matching: Matching, class_names: Sequence[str
 
 
 def _name_boxes(panel: Image.Image, drawn: Sequence[_Drawn], class_names: Sequence[str]) -> None:
-    """Class names above or below those boxes where they cover neither a box nor another name."""
+    """Class names above or below boxes, where they cover no box or name."""
     draw, font = ImageDraw.Draw(panel), _font(_TINY)
     taken = np.array([outline for outline, _, _ in drawn]).reshape(-1, 4)
     for outline, label, colour in drawn:

@@ -11,7 +11,7 @@ from engine.metrics.counting import COUNT_BINS
 WIDTH = 100
 """Columns that a report keeps within."""
 _LONGEST_NAME = 40
-_COUNT_KEYS = ("images", "count_MAE", "count_bias", "coverage", "mean_queries")
+_COUNT_KEYS = ("images", "count_MAE", "count_bias", "expected_MAE", "expected_bias", "coverage", "mean_queries")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,6 +27,8 @@ class Report:
     """From `count_metrics`."""
     seconds_per_image: float
     peak_memory_mb: float
+    corrected: DetectionMetrics | None = None
+    """With corrected scores, where `metrics` is of published ones."""
 
     def __post_init__(self) -> None:
         num_classes = self.metrics.recall.shape[1]
@@ -50,6 +52,7 @@ def format_report(report: Report) -> str:
         _summary_tables(report),
         _class_table(report),
         _count_table(report.counts),
+        _calibration_line(report),
         _cost_line(report),
     ]
     return "\n\n".join(sections)
@@ -67,6 +70,8 @@ def report_record(report: Report) -> dict[str, Any]:
             for name, objects, ap, ap50 in rows
         ],
         "counts": {name: _or_none(value) for name, value in report.counts.items()},
+        "calibration": _calibration_record(report.metrics),
+        "corrected": None if report.corrected is None else _corrected_record(report.corrected),
         "seconds_per_image": _or_none(report.seconds_per_image),
         "peak_memory_mb": _or_none(report.peak_memory_mb),
     }
@@ -113,11 +118,41 @@ def _count_table(counts: Mapping[str, float]) -> str:
     """All images, then the images of each count bin."""
     rows = []
     for name, suffix in (("all", ""), *((name, f"_{name}") for name in COUNT_BINS)):
-        images, error, bias, coverage, queries = (counts[key + suffix] for key in _COUNT_KEYS)
-        cells = [f"{images:.0f}", format_number(error, ".2f"), format_number(bias, "+.2f"), format_percent(coverage)]
-        rows.append([name, *cells, format_number(queries, ".1f")])
-    heading = ["objects in image", "images", "count MAE", "count bias", "queries >= objects, %", "mean queries"]
-    return format_table(heading, rows)
+        images, *errors, coverage, queries = (counts[key + suffix] for key in _COUNT_KEYS)
+        cells = [format_number(error, pattern) for error, pattern in zip(errors, (".2f", "+.2f") * 2, strict=True)]
+        rows.append([name, f"{images:.0f}", *cells, format_percent(coverage), format_number(queries, ".1f")])
+    heading = ["objects in image", "images", "density MAE", "bias", "expected MAE", "bias", "coverage, %", "queries"]
+    legend = (
+        "Count by density: sum of the map. Expected count: sum of the corrected scores.\n"
+        "Coverage: images with at least as many queries as objects."
+    )
+    return f"{format_table(heading, rows)}\n{legend}"
+
+
+def _calibration_line(report: Report) -> str:
+    """Calibration error, and what corrected scores would give."""
+    line = f"calibration error of the scores {format_number(report.metrics.reliability.error, '.3f')}"
+    if report.corrected is None:
+        return line
+    summary = report.corrected.summary()
+    ap, ap_50 = (format_percent(measured(summary[name])) for name in ("mAP", "mAP_50"))
+    error = format_number(report.corrected.reliability.error, ".3f")
+    return f"{line}; with corrected scores {error}, AP {ap}, AP50 {ap_50}"
+
+
+def _calibration_record(metrics: DetectionMetrics) -> dict[str, Any]:
+    diagram = metrics.reliability
+    return {
+        "error": _or_none(diagram.error),
+        "detections": diagram.detections.tolist(),
+        "mean_score": [_or_none(value) for value in diagram.mean_score.tolist()],
+        "precision": [_or_none(value) for value in diagram.precision.tolist()],
+    }
+
+
+def _corrected_record(metrics: DetectionMetrics) -> dict[str, Any]:
+    detection = {name: _or_none(measured(value)) for name, value in metrics.summary().items()}
+    return {"detection": detection, "calibration": _calibration_record(metrics)}
 
 
 def _cost_line(report: Report) -> str:

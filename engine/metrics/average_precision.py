@@ -19,6 +19,7 @@ from engine.metrics.matching import (
 )
 from engine.metrics.protocols import AITOD, COCO, EvaluationProtocol, get_protocol
 from engine.metrics.records import FloatArray, ImageRecord, IntArray, records_from_coco
+from engine.metrics.reliability import Reliability, matched_reliability
 
 __all__ = [
     "AITOD",
@@ -68,6 +69,8 @@ class DetectionMetrics:
     scores: FloatArray
     """(T, R, K, A, M) score at which that recall is reached."""
     lrp: OptimalLRP
+    reliability: Reliability
+    """Of all detections, by the lowest IoU threshold"""
 
     def summary(self) -> dict[str, float]:
         """The protocol's published table, in its order; -1 where there is nothing to average.
@@ -149,7 +152,8 @@ def _accumulate(matches: DetectionMatches | None, num_classes: int, protocol: Ev
     precision, scores = np.full((2, num_ious, len(recalls), *shape), -1.0)
     recall = np.full((num_ious, *shape), -1.0)
     lrp = np.full((5, *shape), -1.0)
-    metrics = DetectionMetrics(protocol, precision, recall, scores, OptimalLRP(*lrp))
+    diagram = matched_reliability(matches, 0)
+    metrics = DetectionMetrics(protocol, precision, recall, scores, OptimalLRP(*lrp), diagram)
     if matches is None:
         return metrics
     for k in range(num_classes):

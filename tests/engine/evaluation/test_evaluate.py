@@ -1,6 +1,6 @@
 """Evaluation of hand-made predictions, in one process and gathered from two."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +12,7 @@ from datasets.structures import Batch, Target
 from engine.distributed.processes import Processes
 from engine.evaluation.evaluate import Evaluation, ImagePrediction, evaluate_detector, predict_batches
 from engine.metrics.average_precision import AITOD
+from models.structures import Detections
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -79,6 +80,26 @@ def test_without_a_density_map_there_is_no_count_error() -> None:
     assert evaluation.counts["mean_queries"] == 10
 
 
+def test_corrected_scores_are_evaluated_beside_others_and_counted() -> None:
+    """Image 5: the right detection is second by its published score, and first by its corrected one."""
+    first = replace(
+        prediction(5, [[0, 0, 8, 8], [10, 10, 18, 18]]), corrected_scores=torch.tensor([0.1, 0.4]), expected_count=1.5
+    )
+    empty = [
+        replace(prediction(t.image_id, []), corrected_scores=torch.zeros(0), expected_count=0.5) for t in TRUTHS[1:]
+    ]
+    evaluation = evaluate_all([first, *empty])
+    assert evaluation.corrected is not None
+    assert evaluation.corrected.summary()["mAP_50"] > evaluation.metrics.summary()["mAP_50"]
+    assert evaluation.counts["expected_MAE"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)  # of 2, 0 and 1 objects
+    assert evaluation.counts["expected_bias"] == pytest.approx((-0.5 + 0.5 - 0.5) / 3)
+    same = replace(first, corrected_scores=first.scores)
+    assert evaluate_all([same, *empty]).corrected is None
+    unknown = evaluate_all([prediction(t.image_id, []) for t in TRUTHS])
+    assert unknown.corrected is None
+    assert np.isnan(unknown.counts["expected_MAE"])
+
+
 def test_an_image_seen_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         evaluate_all([prediction(5, []), prediction(5, []), prediction(7, []), prediction(2**40, [])])
@@ -97,7 +118,7 @@ def test_predicting_keeps_nothing_for_a_backward_pass() -> None:
             return SimpleNamespace(num_queries=torch.tensor([3]), aux={})
 
     def postprocess(output: object, sizes: object, original_sizes: object) -> list[SimpleNamespace]:
-        return [SimpleNamespace(boxes=torch.zeros(1, 4), scores=torch.ones(1), labels=torch.zeros(1))]
+        return [Detections(torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64))]
 
     target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 5, size=(8, 8), original_size=(8, 8))
     batch = Batch(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool), [target])

@@ -27,7 +27,9 @@ def record(image_id: int, gt_boxes: list[list[float]], boxes: list[list[float]],
     )
 
 
-def report(protocol: str = "aitod", estimates: list[float] | None = None) -> Report:
+def report(
+    protocol: str = "aitod", estimates: list[float] | None = None, expected: list[float] | None = None
+) -> Report:
     """One perfect class of 2 very tiny objects, one never detected class of 1 tiny object, one without objects."""
     tiny = [[10.0, 10.0, 6.0, 6.0], [50.0, 50.0, 6.0, 6.0]]
     records = [record(1, tiny, tiny, 0), record(2, [[5.0, 5.0, 12.0, 12.0]], [], 1)]
@@ -35,7 +37,7 @@ def report(protocol: str = "aitod", estimates: list[float] | None = None) -> Rep
         metrics=detection_metrics(records, len(NAMES), get_protocol(protocol)),
         class_names=NAMES,
         objects_per_class=np.array([2, 1, 0]),
-        counts=count_metrics(estimates, [300, 300], [2, 1]),
+        counts=count_metrics(estimates, [300, 300], [2, 1], expected),
         seconds_per_image=0.25,
         peak_memory_mb=812.4,
     )
@@ -59,15 +61,27 @@ def test_the_text_states_the_measurements():
 
 
 def test_a_count_bias_of_minus_one_is_a_number():
-    text = format_report(report(estimates=[1.0, 0.0]))
-    assert line(text, "all ") == ["all", "2", "1.00", "-1.00", "100.0", "300.0"]
-    assert line(text, "1-10") == ["1-10", "2", "1.00", "-1.00", "100.0", "300.0"]
-    assert line(text, ">500") == [">500", "0", "-", "-", "-", "-"]
+    text = format_report(report(estimates=[1.0, 0.0], expected=[2.5, 0.5]))
+    assert line(text, "all ") == ["all", "2", "1.00", "-1.00", "0.50", "+0.00", "100.0", "300.0"]
+    assert line(text, "1-10") == ["1-10", "2", "1.00", "-1.00", "0.50", "+0.00", "100.0", "300.0"]
+    assert line(text, ">500") == [">500", "0", "-", "-", "-", "-", "-", "-"]
     assert report_record(report(estimates=[1.0, 0.0]))["counts"]["count_bias"] == -1.0
 
 
 def test_without_estimates_coverage_and_queries_remain():
-    assert line(format_report(report()), "all ") == ["all", "2", "-", "-", "100.0", "300.0"]
+    assert line(format_report(report()), "all ") == ["all", "2", "-", "-", "-", "-", "100.0", "300.0"]
+
+
+def test_published_scores_have_the_corrected_result_beside_them():
+    """Two right detections with scores of 0.9 and 0.5: errors of 0.1 and 0.5."""
+    published, corrected = report(), report()
+    text = format_report(dataclasses.replace(published, corrected=corrected.metrics))
+    assert "calibration error of the scores 0.300; with corrected scores 0.300, AP 50.0, AP50 50.0" in text
+    assert "calibration error of the scores 0.300\n" in format_report(published)
+    found = report_record(dataclasses.replace(published, corrected=corrected.metrics))
+    assert found["corrected"]["detection"] == found["detection"]
+    assert found["calibration"]["error"] == pytest.approx(0.3)
+    assert found["calibration"]["detections"] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
 
 
 def test_coco_has_no_lrp_and_its_own_sizes():
@@ -81,8 +95,9 @@ def test_tables_are_aligned_and_keep_within_the_width(protocol):
     text = format_report(report(protocol, estimates=[1.0, 123456.0]))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert text == "\n".join(row.rstrip() for row in text.splitlines())
-    for table in text.split("\n\n")[1:-1]:
-        assert len({len(row) for row in table.splitlines()}) == 1, table
+    for table in text.split("\n\n")[1:-2]:
+        rows = [row for row in table.splitlines() if not row.startswith(("Count by", "Coverage:"))]
+        assert len({len(row) for row in rows}) == 1, table
 
 
 def test_the_record_is_valid_json_in_shares():
