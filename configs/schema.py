@@ -527,10 +527,11 @@ class Config:
         require(
             self.evaluation.scores == "published" or decoder.classification == "softmax",
             "evaluation.scores",
-            "corrected needs criterion.decoder.classification: softmax; sigmoids have no background to correct",
+            "corrected needs criterion.decoder.classification: softmax; focal has no background whose weight could be "
+            "divided out: choose published",
         )
         require(
             self.evaluation.scores == "published" or decoder.no_object_weight > 0,
             "evaluation.scores",
-            "corrected needs criterion.decoder.no_object_weight > 0",
+            "corrected divides by criterion.decoder.no_object_weight, which is 0: choose published",
         )

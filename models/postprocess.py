@@ -86,4 +86,4 @@ class PostProcess:
     def _correct(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(Q, K + 1) -> corrected score of the label, corrected probability of any object."""
         probabilities = corrected_logits(logits, no_object_weight=self.no_object_weight).softmax(-1)
-        return probabilities[:, :-1].max(-1).values, 1 - probabilities[:, -1]
+        return probabilities[:, :-1].max(-1).values, probabilities[:, :-1].sum(-1).clamp(max=1)

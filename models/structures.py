@@ -234,5 +234,11 @@ class Detections:
     """(N,) corrected probability of an object of any class: its sum is the expected number of objects; None as above"""
 
     def to(self, device: torch.device | str) -> "Detections":
-        moved = {name: value if value is None else value.to(device) for name, value in vars(self).items()}
-        return Detections(**moved)
+        corrected, objects = self.corrected_scores, self.object_probability
+        return Detections(
+            self.boxes.to(device),
+            self.scores.to(device),
+            self.labels.to(device),
+            None if corrected is None else corrected.to(device),
+            None if objects is None else objects.to(device),
+        )

@@ -91,6 +91,7 @@ def evaluate(
             objects=objects,
             class_names=dataset.categories,
             read_image=dataset.read_image,
+            scores=config.evaluation.scores,
             score_threshold=config.evaluation.gallery_score,
             logger=logger,
             folder=folder,

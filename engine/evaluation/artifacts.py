@@ -1,8 +1,9 @@
 """Outputs of an evaluation: report on the terminal, numbers in files, gallery of pictures."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ def show_evaluation(
     objects: Sequence[GroundTruth],
     class_names: Sequence[str],
     read_image: Callable[[int], Image.Image],
+    scores: str,
     score_threshold: float,
     logger: RunLogger,
     folder: Path,
@@ -28,7 +30,8 @@ def show_evaluation(
 ) -> None:
     """Write `evaluation.txt`, `evaluation.json`, `gallery.png` into the folder, and log the report.
 
-    objects      of all images; read_image takes their index
+    objects   of all images; read_image takes their index
+    scores    those that the evaluation is of: published or corrected
     """
     labels = [record.labels[~record.crowd] for record in objects]
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=len(class_names))
@@ -39,6 +42,7 @@ def show_evaluation(
         counts=evaluation.counts,
         seconds_per_image=evaluation.seconds_per_image,
         peak_memory_mb=evaluation.peak_memory_mb,
+        scores=scores,
         corrected=evaluation.corrected,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,9 +51,8 @@ def show_evaluation(
     with naming(folder):
         (folder / "evaluation.txt").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         (folder / "evaluation.json").write_text(json.dumps(record | {"step": step}, indent=1) + "\n", encoding="utf-8")
-    numbers = record["detection"] | {f"count/{name}": value for name, value in record["counts"].items()}
-    numbers["calibration_error"] = record["calibration"]["error"]
-    logger.record("evaluation", step, {name: value for name, value in numbers.items() if value is not None})
+    numbers = {name: value for name, value in _logged(record).items() if value is not None}
+    logger.record("evaluation", step, numbers)
     if evaluation.pictures:
         index = {truth.image_id: i for i, truth in enumerate(objects)}
         pictures = [
@@ -60,6 +63,16 @@ def show_evaluation(
         with naming(folder):
             gallery.save(folder / "gallery.png")
         logger.image("evaluation/gallery", step, gallery)
+
+
+def _logged(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """Figures of a report's record, by their names in `metrics.jsonl`."""
+    numbers = record["detection"] | {f"count/{name}": value for name, value in record["counts"].items()}
+    numbers["calibration_error"] = record["calibration"]["error"]
+    if record["corrected"] is not None:
+        numbers |= {f"corrected/{name}": value for name, value in record["corrected"]["detection"].items()}
+        numbers["corrected/calibration_error"] = record["corrected"]["calibration"]["error"]
+    return numbers
 
 
 def gallery_indices(objects_per_image: np.ndarray, wanted: int, processes: Processes) -> list[int]:

@@ -27,6 +27,8 @@ class Report:
     """From `count_metrics`."""
     seconds_per_image: float
     peak_memory_mb: float
+    scores: str = "published"
+    """Which ones `metrics` is of: published or corrected."""
     corrected: DetectionMetrics | None = None
     """With corrected scores, where `metrics` is of published ones."""
 
@@ -70,6 +72,7 @@ def report_record(report: Report) -> dict[str, Any]:
             for name, objects, ap, ap50 in rows
         ],
         "counts": {name: _or_none(value) for name, value in report.counts.items()},
+        "scores": report.scores,
         "calibration": _calibration_record(report.metrics),
         "corrected": None if report.corrected is None else _corrected_record(report.corrected),
         "seconds_per_image": _or_none(report.seconds_per_image),
@@ -131,7 +134,7 @@ def _count_table(counts: Mapping[str, float]) -> str:
 
 def _calibration_line(report: Report) -> str:
     """Calibration error, and what corrected scores would give."""
-    line = f"calibration error of the scores {format_number(report.metrics.reliability.error, '.3f')}"
+    line = f"calibration error of the {report.scores} scores {format_number(report.metrics.reliability.error, '.3f')}"
     if report.corrected is None:
         return line
     summary = report.corrected.summary()

@@ -7,7 +7,8 @@ import numpy as np
 from engine.metrics.matching import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, DetectionMatches
 from engine.metrics.records import BoolArray, FloatArray, IntArray
 
-BINS = 10
+BINS = 15
+"""Of the diagram and its error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean of |mean score - precision|, weighted by detections; NaN without any.
+        """Expected calibration error: mean of |mean score - precision| over bins, weighted by detections; NaN if empty.
 
         Source: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
         """
@@ -44,7 +45,7 @@ def reliability(scores: FloatArray, correct: BoolArray) -> Reliability:
 
 def matched_reliability(matches: DetectionMatches | None, threshold: int) -> Reliability:
     """The diagram of all matched detections at one IoU threshold, by its index; those that the protocol ignores are
-    neither right nor wrong."""
+    neither right nor wrong, nor are those beyond its limit per image and class."""
     if matches is None:
         return reliability(np.zeros(0), np.zeros(0, np.bool_))
     state = np.where(matches.in_area[0], FALSE_POSITIVE, IGNORED)

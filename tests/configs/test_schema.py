@@ -58,6 +58,17 @@ def test_the_smallest_config_is_valid() -> None:
     hash(config)
 
 
+def test_corrected_scores_need_a_softmax_and_a_background_with_weight() -> None:
+    """A config without the key, such as that of an earlier checkpoint, means published scores."""
+    assert parse_config(TEXT, "x.yaml").evaluation.scores == "published"
+    with pytest.raises(ConfigError, match=r"evaluation.scores: corrected needs .*classification: softmax.*published"):
+        parse_config(TEXT, "x.yaml", ["evaluation.scores=corrected"])
+    softmax = ["evaluation.scores=corrected", "criterion.decoder.classification=softmax"]
+    assert parse_config(TEXT, "x.yaml", softmax).evaluation.scores == "corrected"
+    with pytest.raises(ConfigError, match=r"evaluation.scores: corrected divides by .*no_object_weight.*published"):
+        parse_config(TEXT, "x.yaml", [*softmax, "criterion.decoder.no_object_weight=0"])
+
+
 @pytest.mark.parametrize(
     ("override", "path"),
     [

@@ -8,12 +8,12 @@ from engine.metrics.reliability import reliability
 
 
 def test_the_diagram_by_hand() -> None:
-    found = reliability(np.array([0.0, 0.05, 0.62, 0.68, 1.0]), np.array([False, False, True, False, True]))
-    assert found.detections.tolist() == [2, 0, 0, 0, 0, 0, 2, 0, 0, 1]
-    assert found.mean_score[[0, 6, 9]] == pytest.approx([0.025, 0.65, 1.0])
-    assert found.precision[[0, 6, 9]] == pytest.approx([0.0, 0.5, 1.0])
+    found = reliability(np.array([0.0, 0.05, 0.61, 0.65, 1.0]), np.array([False, False, True, False, True]))
+    assert found.detections.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1]  # [9/15, 10/15) has two
+    assert found.mean_score[[0, 9, 14]] == pytest.approx([0.025, 0.63, 1.0])
+    assert found.precision[[0, 9, 14]] == pytest.approx([0.0, 0.5, 1.0])
     assert np.isnan([found.mean_score[1], found.precision[1]]).all()
-    assert found.error == pytest.approx((2 * 0.025 + 2 * 0.15) / 5)
+    assert found.error == pytest.approx((2 * 0.025 + 2 * 0.13) / 5)
 
 
 def test_no_detections_have_no_error() -> None:
@@ -40,5 +40,5 @@ def test_a_detection_in_a_crowd_region_is_neither_right_nor_wrong() -> None:
         labels=[0, 0, 0, 1],
     )
     found = detection_metrics([record], 2, AITOD).reliability
-    assert found.detections.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 0, 1]
-    assert found.precision[[6, 7, 9]].tolist() == [0.0, 0.0, 1.0]  # another class, nothing there, a hit
+    assert np.flatnonzero(found.detections).tolist() == [9, 11, 14]
+    assert found.precision[[9, 11, 14]].tolist() == [0.0, 0.0, 1.0]  # another class, nothing there, a hit

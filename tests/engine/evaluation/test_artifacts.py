@@ -1,0 +1,55 @@
+"""Files of an evaluation, and the figures that go to `metrics.jsonl`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from engine.evaluation.artifacts import show_evaluation
+from engine.evaluation.evaluate import ImagePrediction
+from engine.logger import RunLogger
+from tests.engine.evaluation.test_evaluate import TRUTHS, evaluate_all, prediction
+
+
+def logged(folder: Path, predictions: list[ImagePrediction], scores: str) -> dict[str, float]:
+    """The record of an evaluation in `metrics.jsonl`."""
+    with RunLogger(folder, is_main=True) as logger:
+        show_evaluation(
+            evaluate_all(predictions),
+            objects=TRUTHS,
+            class_names=["a"],
+            read_image=lambda index: Image.new("RGB", (32, 32)),
+            scores=scores,
+            score_threshold=0.5,
+            logger=logger,
+            folder=folder,
+            step=3,
+        )
+    return json.loads((folder / "metrics.jsonl").read_text())
+
+
+def test_published_and_corrected_figures_stand_side_by_side(tmp_path: Path) -> None:
+    """Image 5: the right detection is second by its published score, and first by its corrected one."""
+    first = replace(
+        prediction(5, [[0, 0, 8, 8], [10, 10, 18, 18]]), corrected_scores=torch.tensor([0.1, 0.4]), expected_count=1.5
+    )
+    empty = [
+        replace(prediction(t.image_id, []), corrected_scores=torch.zeros(0), expected_count=0.5) for t in TRUTHS[1:]
+    ]
+    numbers = logged(tmp_path, [first, *empty], "published")
+    assert numbers["corrected/mAP_50"] > numbers["mAP_50"]
+    assert numbers["corrected/calibration_error"] != numbers["calibration_error"]
+    assert numbers["count/expected_MAE"] == pytest.approx(0.5)
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["scores"] == "published"
+    assert report["corrected"]["detection"]["mAP_50"] == numbers["corrected/mAP_50"]
+    assert "with corrected scores" in (tmp_path / "evaluation.txt").read_text()
+
+
+def test_without_other_scores_there_is_one_result(tmp_path: Path) -> None:
+    numbers = logged(tmp_path, [prediction(truth.image_id, []) for truth in TRUTHS], "published")
+    assert not [name for name in numbers if name.startswith(("corrected/", "count/expected_"))]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["corrected"] is None
