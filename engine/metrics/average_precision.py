@@ -120,6 +120,14 @@ def detection_metrics(
 
     Raises ValueError for an image id that occurs twice and for labels outside 0..num_classes-1.
     """
+    matches = match_records(records, num_classes, protocol, class_agnostic)
+    return _accumulate(matches, 1 if class_agnostic else num_classes, protocol)
+
+
+def match_records(
+    records: Iterable[ImageRecord], num_classes: int, protocol: EvaluationProtocol, class_agnostic: bool = False
+) -> DetectionMatches | None:
+    """The matches of all images, in the order of the image ids; None without images. As `detection_metrics`."""
     matched: dict[int, DetectionMatches] = {}
     for record in records:
         if record.image_id in matched:
@@ -141,9 +149,7 @@ def detection_metrics(
             max_detections=protocol.max_detections[-1],
             class_agnostic=class_agnostic,
         )
-    matches = join_matches([matched[image_id] for image_id in sorted(matched)]) if matched else None
-    matched.clear()  # frees as much memory as the joined matches take
-    return _accumulate(matches, 1 if class_agnostic else num_classes, protocol)
+    return join_matches([matched[image_id] for image_id in sorted(matched)]) if matched else None
 
 
 def _accumulate(matches: DetectionMatches | None, num_classes: int, protocol: EvaluationProtocol) -> DetectionMetrics:

@@ -1,5 +1,6 @@
 """How well scores match the share of detections that are right: reliability diagram and calibration error."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,13 +44,46 @@ def reliability(scores: FloatArray, correct: BoolArray) -> Reliability:
     return Reliability(detections, mean_score, precision)
 
 
-def matched_reliability(matches: DetectionMatches | None, threshold: int) -> Reliability:
+def joined(diagrams: Sequence[Reliability]) -> Reliability:
+    """One diagram of the detections of several."""
+    detections = np.sum([diagram.detections for diagram in diagrams], axis=0)
+    with np.errstate(invalid="ignore"):
+        scores, precision = (
+            np.nansum([getattr(diagram, name) * diagram.detections for diagram in diagrams], axis=0) / detections
+            for name in ("mean_score", "precision")
+        )
+    return Reliability(detections, scores, precision)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Detections of all classes from one score on; NaN where there is nothing to measure."""
+
+    precision: float
+    recall: float
+
+
+def operating_point(matches: DetectionMatches, score: float) -> OperatingPoint:
+    """At the lowest IoU threshold; ignored detections do not count."""
+    counted, correct = _outcomes(matches, 0)
+    chosen = counted & (matches.scores >= score)
+    hits, shown, objects = int((chosen & correct).sum()), int(chosen.sum()), int(matches.num_objects[:, 0].sum())
+    return OperatingPoint(hits / shown if shown else np.nan, hits / objects if objects else np.nan)
+
+
+def matched_reliability(matches: DetectionMatches | None, threshold: int, *, least_score: float = 0.0) -> Reliability:
     """The diagram of all matched detections at one IoU threshold, by its index; those that the protocol ignores are
     neither right nor wrong, nor are those beyond its limit per image and class."""
     if matches is None:
         return reliability(np.zeros(0), np.zeros(0, np.bool_))
+    counted, correct = _outcomes(matches, threshold)
+    counted &= matches.scores >= least_score
+    return reliability(matches.scores[counted].clip(0, 1), correct[counted])
+
+
+def _outcomes(matches: DetectionMatches, threshold: int) -> tuple[BoolArray, BoolArray]:
+    """Whether each of D detections counts, and whether it is right, both (D,); objects of every area."""
     state = np.where(matches.in_area[0], FALSE_POSITIVE, IGNORED)
     candidate = matches.column >= 0
     state[candidate] = matches.states[0, threshold][matches.column[candidate]]
-    counted = state != IGNORED
-    return reliability(matches.scores[counted].clip(0, 1), state[counted] == TRUE_POSITIVE)
+    return state != IGNORED, state == TRUE_POSITIVE

@@ -41,7 +41,7 @@ ABOVE_ENGINE = "engine.commands"
 # Narrower third-party limits.
 MAY_NEED = {"d3q": {"torch"}, "configs": {"yaml"}, "engine/metrics": {"numpy"}}
 # An optional extra, which its script does without.
-OPTIONAL = {"scripts/compare_budgets.py": {"matplotlib"}}
+OPTIONAL = {name: {"matplotlib"} for name in ("scripts/compare_budgets.py", "scripts/compare_scores.py")}
 
 FILES = [*sorted(path for name in OURS for path in (ROOT / name).rglob("*.py")), ROOT / "main.py"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.metrics.average_precision import AITOD, ImageRecord, detection_metrics
-from engine.metrics.reliability import reliability
+from engine.metrics.average_precision import AITOD, ImageRecord, detection_metrics, match_records
+from engine.metrics.reliability import OperatingPoint, joined, matched_reliability, operating_point, reliability
 
 
 def test_the_diagram_by_hand() -> None:
@@ -42,3 +42,34 @@ def test_a_detection_in_a_crowd_region_is_neither_right_nor_wrong() -> None:
     found = detection_metrics([record], 2, AITOD).reliability
     assert np.flatnonzero(found.detections).tolist() == [9, 11, 14]
     assert found.precision[[9, 11, 14]].tolist() == [0.0, 0.0, 1.0]  # another class, nothing there, a hit
+
+
+def test_precision_and_recall_from_a_score_on() -> None:
+    """Two objects of class 0; above 0.5: a hit, and a box of another class. The second object is hit below."""
+    record = ImageRecord(
+        image_id=1,
+        gt_boxes=[[0, 0, 10, 10], [30, 30, 10, 10], [50, 50, 40, 40]],
+        gt_labels=[0, 0, 0],
+        gt_areas=[100, 100, 1600],
+        gt_crowd=[False, False, True],
+        boxes=[[0, 0, 10, 9], [0, 0, 10, 10], [30, 30, 10, 10], [55, 55, 8, 8]],
+        scores=[0.9, 0.5, 0.3, 0.8],
+        labels=[0, 1, 0, 0],
+    )
+    matches = match_records([record], 2, AITOD)
+    assert matches is not None
+    assert operating_point(matches, 0.5) == OperatingPoint(precision=1 / 2, recall=1 / 2)
+    assert operating_point(matches, 0.2) == OperatingPoint(precision=2 / 3, recall=1.0)
+    assert np.isnan(operating_point(matches, 0.95).precision)
+    assert matched_reliability(matches, 0, least_score=0.5).detections.sum() == 2
+
+
+def test_joined_diagrams_are_those_of_all_detections() -> None:
+    rng = np.random.default_rng(1)
+    scores, correct = rng.random(90) / 2, rng.random(90) < 0.3
+    whole = reliability(scores, correct)
+    parts = joined([reliability(scores[:20], correct[:20]), reliability(scores[20:], correct[20:])])
+    assert parts.error == pytest.approx(whole.error)
+    np.testing.assert_array_equal(parts.detections, whole.detections)
+    np.testing.assert_allclose(parts.precision, whole.precision)
+    assert np.isnan(parts.mean_score[-1])
