@@ -443,7 +443,7 @@ class EvaluationConfig:
     gallery_images: int = 8
     """Images drawn per evaluation; 0 for none."""
     gallery_score: float = 0.3
-    """Predictions below this score are not drawn."""
+    """Predictions below this score are not drawn; below this corrected score, where there are any (docs/scores.md)."""
 
     def __post_init__(self) -> None:
         require_positive(self, "max_detections", "every_epochs")

@@ -12,12 +12,11 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,7 +40,6 @@ from engine.evaluation.evaluate import (
 from engine.metrics.average_precision import detection_metrics, get_protocol, match_records
 from engine.metrics.reliability import BINS, Reliability, joined, matched_reliability, operating_point
 from models.build import build_postprocess
-from models.postprocess import PostProcess, corrected_logits
 
 SCORES = {"published": SCORE, "corrected": CORRECTED_SCORE}
 THRESHOLDS = (0.25, 0.35, 0.5)
@@ -76,10 +74,6 @@ def compare(options: argparse.Namespace) -> None:
     checkpoints = {path: load_checkpoint(path) for path in options.resume}
     configs = {path: config_of(path, checkpoint, options.set) for path, checkpoint in checkpoints.items()}
     check_same_images(configs)
-    if options.pairs:
-        for path, checkpoint in checkpoints.items():
-            print("\n".join(pair_rows(configs[path], checkpoint, path)))
-        return
     measured = {path: measure(configs[path], checkpoint, path) for path, checkpoint in checkpoints.items()}
     print("\n".join(tables(list(measured.values()))))
     if options.json is not None:
@@ -137,47 +131,6 @@ def measure(config: Config, checkpoint: Checkpoint, path: Path) -> Measured:
             figures[f"recall at {score:g}, %"] = 100 * point.recall
         scores[name] = figures
     return Measured(scores, dict(count_errors(found, object_counts(found, objects))), diagrams)
-
-
-class Pairs(PostProcess):
-    """The best (query, class) pairs instead of one label per query.
-
-    per_query   pairs per query
-    """
-
-    def __init__(self, config: Config, *, scores: Literal["published", "corrected"], per_query: int) -> None:
-        weight = config.criterion.decoder.no_object_weight
-        super().__init__(classification="softmax", max_detections=1, scores=scores, no_object_weight=weight)
-        self.per_query = per_query
-
-    def _rank(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.scores == "corrected":
-            logits = corrected_logits(logits, no_object_weight=self.no_object_weight)
-        probabilities = logits.softmax(-1)[:, :-1]
-        scores, index = probabilities.flatten().topk(min(self.per_query * len(logits), probabilities.numel()))
-        classes = probabilities.shape[1]
-        return scores, index % classes, index.div(classes, rounding_mode="floor")
-
-
-def pair_rows(config: Config, checkpoint: Checkpoint, path: Path) -> Iterator[str]:
-    """AP with one label per query, with as many pairs, and with all pairs."""
-    processes = start_runtime(config)
-    dataset, detector = build_trained(config, checkpoint, path, processes)
-    objects = [dataset.ground_truth(i) for i in range(len(dataset))]
-    protocol = get_protocol(config.evaluation.protocol, config.evaluation.max_detections)
-    yield f"| {path} | AP, % | AP50, % |\n|---|---|---|"
-    for scores in ("published", "corrected"):
-        label = build_postprocess(replace(config, evaluation=replace(config.evaluation, scores=scores)))
-        ways = {"label per query": label, "as many pairs": Pairs(config, scores=scores, per_query=1)}
-        ways["all pairs"] = Pairs(config, scores=scores, per_query=config.model.num_classes)
-        for name, postprocess in ways.items():
-            batches = under_progress(evaluation_loader(config.data, dataset, processes), processes)
-            predictions = predict_batches(
-                detector, postprocess, batches, device=processes.device, amp=config.runtime.amp
-            )
-            records = image_records(gather_predictions(predictions, processes=processes), objects)
-            summary = detection_metrics(records, config.model.num_classes, protocol).summary()
-            yield f"| {scores}, {name} | {100 * summary['mAP']:.1f} | {100 * summary['mAP_50']:.1f} |"
 
 
 def count_errors(found: GatheredPredictions, annotated: np.ndarray) -> Iterator[tuple[str, Figures]]:
@@ -258,7 +211,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--resume", type=path_argument, nargs="+", required=True, metavar="CHECKPOINT", help="detectors of one data set"
     )
     add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values than the checkpoints'")
-    add("--pairs", action="store_true", help="instead: AP with one label per query, and with (query, class) pairs")
     add("--plot", type=new_file_argument, help="picture to write; it must not exist")
     add("--json", type=new_file_argument, help="file for the figures of every checkpoint; it must not exist")
     return parser.parse_args(arguments)

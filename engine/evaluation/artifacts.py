@@ -86,14 +86,17 @@ def gallery_indices(objects_per_image: np.ndarray, wanted: int, processes: Proce
 
 
 def _picture(found: ImagePrediction, truth: GroundTruth, image: Image.Image) -> Picture:
+    """People see corrected scores, where there are any."""
     boxes = truth.boxes[~truth.crowd]
+    corrected = found.corrected_scores
     return Picture(
         image_id=found.image_id,
         image=np.asarray(image),
         object_boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
         object_labels=truth.labels[~truth.crowd],
         boxes=found.boxes.numpy(),
-        scores=found.scores.numpy(),
+        scores=(found.scores if corrected is None else corrected).numpy(),
+        score_name="score" if corrected is None else "corrected score",
         labels=found.labels.numpy(),
         num_queries=found.num_queries,
         predicted_count=found.predicted_count,

@@ -51,6 +51,8 @@ class Picture:
     labels: NDArray[np.int64]
     """(D,)"""
     num_queries: int
+    score_name: str = "score"
+    """In the caption."""
     predicted_count: float | None = None
     """Objects by the density map; None without one."""
     expected_count: float | None = None
@@ -144,7 +146,7 @@ def draw_picture(picture: Picture, class_names: Sequence[str], score_threshold: 
     predictions = picture.boxes, picture.scores, picture.labels
     objects = picture.object_boxes, picture.object_labels
     matching = match_detections(*predictions, *objects, score_threshold=score_threshold)
-    caption = _line([f"predictions, score >= {score_threshold:g}"], _SMALL)
+    caption = _line([f"predictions, {picture.score_name} >= {score_threshold:g}"], _SMALL)
     panels = [_stack([caption, _boxes_panel(picture, matching, class_names, scale)])]
     if picture.density_map is not None:
         panels.append(_density_panel(picture, picture.density_map, scale))
@@ -154,10 +156,7 @@ def draw_picture(picture: Picture, class_names: Sequence[str], score_threshold: 
 def draw_gallery(
     pictures: Sequence[Picture], class_names: Sequence[str], score_threshold: float, *, columns: int = 2
 ) -> Image.Image:
-    """Pictures in rows of `columns` on one sheet, under a heading and the legend of the colours.
-
-    Raises ValueError for no pictures.
-    """
+    """Pictures in rows of `columns` on one sheet, under heading and legend. Raises ValueError for no pictures."""
     if not pictures:
         raise ValueError("no pictures to draw; a gallery needs at least one")
     drawn = [draw_picture(picture, class_names, score_threshold) for picture in pictures]

@@ -8,17 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.evaluation import artifacts
 from engine.evaluation.artifacts import show_evaluation
 from engine.evaluation.evaluate import ImagePrediction
+from engine.evaluation.gallery import Picture
 from engine.logger import RunLogger
 from tests.engine.evaluation.test_evaluate import TRUTHS, evaluate_all, prediction
 
 
-def logged(folder: Path, predictions: list[ImagePrediction], scores: str) -> dict[str, float]:
+def logged(folder: Path, predictions: list[ImagePrediction], scores: str, **options: object) -> dict[str, float]:
     """The record of an evaluation in `metrics.jsonl`."""
     with RunLogger(folder, is_main=True) as logger:
         show_evaluation(
-            evaluate_all(predictions),
+            evaluate_all(predictions, **options),
             objects=TRUTHS,
             class_names=["a"],
             read_image=lambda index: Image.new("RGB", (32, 32)),
@@ -47,6 +49,33 @@ def test_published_and_corrected_figures_stand_side_by_side(tmp_path: Path) -> N
     assert report["scores"] == "published"
     assert report["corrected"]["detection"]["mAP_50"] == numbers["corrected/mAP_50"]
     assert "with corrected scores" in (tmp_path / "evaluation.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("corrected", "shown", "name"), [(None, [0.9, 0.5], "score"), ([0.1, 0.4], [0.1, 0.4], "corrected score")]
+)
+def test_the_gallery_draws_by_corrected_scores_where_there_are_any(
+    corrected: list[float] | None,
+    shown: list[float],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Picture] = []
+
+    def draw(pictures: list[Picture], *_: object) -> Image.Image:
+        drawn.extend(pictures)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(artifacts, "draw_gallery", draw)
+    found = replace(
+        prediction(5, [[0, 0, 8, 8], [10, 10, 18, 18]]),
+        corrected_scores=None if corrected is None else torch.tensor(corrected),
+    )
+    rest = [prediction(truth.image_id, []) for truth in TRUTHS[1:]]
+    logged(tmp_path, [found, *rest], "published", picture_ids=frozenset({5}))
+    assert drawn[0].scores.tolist() == pytest.approx(shown)
+    assert drawn[0].score_name == name
 
 
 def test_without_other_scores_there_is_one_result(tmp_path: Path) -> None:
