@@ -271,9 +271,12 @@ class CriterionConfig:
     """Un-assign a matched prediction whose centre lies outside its object (the Deformable DETR baseline)."""
     density_weight: float = 1.0
     """Weight of the density loss; unused without model.d3q."""
+    count_weight: float = 0.0
+    """Weight of the count loss, which makes the density of an image add up to its number of objects; 0 as published,
+    for none; unused without model.d3q."""
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "density_weight")
+        require_not_negative(self, "density_weight", "count_weight")
         focal = self.encoder.classification == "focal"
         require(
             focal,

@@ -136,17 +136,17 @@ class DensityLoss:
         image_height, image_width = aux["padded_size"].tolist()
         size = (image_height, image_width)
         target = density_targets([t.boxes_xyxy for t in targets], (rows, columns), size, merge=self.merge)
-        divisor = _share_of_objects(sum(len(t.boxes_xyxy) for t in targets), density_map.device)
+        divisor = share_of_total(sum(len(t.boxes_xyxy) for t in targets), density_map.device)
         with torch.autocast(density_map.device.type, enabled=False):
             loss = density_focal_loss(density_map[:, 0], target)
         return {"density": self.weight * loss / divisor}
 
 
-def _share_of_objects(objects: int, device: torch.device) -> Tensor | float:
-    """Objects of all processes, at least one, over the number of processes."""
+def share_of_total(number: int, device: torch.device) -> Tensor | float:
+    """The number (of objects, of images) of all processes, at least one, over the number of processes."""
     eps = torch.finfo(torch.float32).eps
     if not (dist.is_available() and dist.is_initialized()):
-        return max(objects, 1) + eps
-    total = torch.full((), float(objects), device=device)
+        return max(number, 1) + eps
+    total = torch.full((), float(number), device=device)
     dist.all_reduce(total)
     return (total.clamp(min=1) + eps) / dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Densest batch, densest shapes and mean density of a data set."""
+"""Densest batch, densest shapes, mean density and scale of a data set."""
 
 import numpy as np
 from torch import Tensor
@@ -45,6 +45,15 @@ def mean_density(dataset: CocoDetection, data: DataConfig, *, stride: int) -> fl
     cells = sum(-(-height // stride) * -(-width // stride) for height, width in shapes)
     low, high = DENSITY_RANGE
     return float(f"{min(max(int(dataset.objects_per_image.sum()) / cells, low), high):.3g}")
+
+
+def median_resize_factor(dataset: CocoDetection, data: DataConfig) -> float:
+    """Network pixels per pixel of the image file, median of the images; of an even number the lower one."""
+    factors = sorted(
+        resized_shape(height, width, size=data.image_size)[height < width] / max(height, width)
+        for height, width in dataset.image_sizes.tolist()
+    )
+    return factors[(len(factors) - 1) // 2]
 
 
 def densest_shapes(dataset: CocoDetection, data: DataConfig) -> tuple[tuple[int, int], list[int]]:

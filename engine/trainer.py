@@ -1,8 +1,8 @@
 """A training run: epochs, evaluations, checkpoints, and resuming from a checkpoint."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,14 +23,27 @@ from engine.train import Criterion, Learner, train_one_epoch
 from engine.wording import counted
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What a checkpoint keeps of the training data."""
+
+    categories: list[str]
+    """Class names, in the order of the labels"""
+    category_ids: list[int]
+    """Their ids in the annotation file"""
+    resize_factor: float
+    """Network pixels per pixel of the image file, median of the images"""
+    fingerprint: str
+    """Digest"""
+
+
 class Trainer:
     """Trains a detector to the last epoch; receives everything built.
 
     average     moving average of the weights, saved in the checkpoints
     loader      its batch_sampler has `set_epoch(epoch, start_batch)`
     evaluate    optimiser steps so far -> score, higher is better
-    categories  class names, saved in the checkpoints
-    data        digest of the training data, saved in the checkpoints
+    data        saved in the checkpoints
     run_folder  gets best.pth, and last.pth after every epoch and after a signal
     stop        checked after every step, and before and after evaluations
     """
@@ -45,8 +58,7 @@ class Trainer:
         loader: DataLoader[Any],
         evaluate: Callable[[int], float],
         config: Config,
-        categories: Sequence[str],
-        data: str,
+        data: TrainingData,
         processes: Processes,
         logger: RunLogger,
         run_folder: RunFolder,
@@ -59,7 +71,6 @@ class Trainer:
         self.loader = loader
         self.evaluate = evaluate
         self.config = config
-        self.categories = list(categories)
         self.data = data
         self.processes = processes
         self.logger = logger
@@ -194,13 +205,15 @@ class Trainer:
         checkpoint = Checkpoint(
             model=self.detector.state_dict(),
             config=dump_config(self.config),
-            categories=self.categories,
+            categories=self.data.categories,
             progress=replace(self.progress),
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             random_states=[state.clone() for state in states],
             batches=len(self.loader),
-            data=self.data,
+            data=self.data.fingerprint,
+            category_ids=self.data.category_ids,
+            resize_factor=self.data.resize_factor,
             meter=self.meter.state(),
             average={} if self.average is None else self.average.state(),
         )

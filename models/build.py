@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs.schema import Config, SetLossConfig, TransformerConfig
-from d3q import DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
+from d3q import CountLoss, DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
 from models.attention import LayerSizes
 from models.backbones.backbone import build_backbone
 from models.boxes import L1Distance
@@ -44,6 +44,8 @@ def build_criterion(config: Config) -> Criterion:
     auxiliary_losses: list[AuxiliaryLoss] = []
     if model.d3q is not None:
         auxiliary_losses.append(DensityLoss(weight=criterion.density_weight, merge=config.fidelity.density_merge))
+        if criterion.count_weight > 0:
+            auxiliary_losses.append(CountLoss(weight=criterion.count_weight))
     return Criterion(
         decoder=_build_set_loss(criterion.decoder, config),
         encoder=_build_set_loss(criterion.encoder, config),

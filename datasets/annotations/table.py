@@ -41,6 +41,7 @@ class AnnotationTable:
 
     path          the file, for messages
     categories    names, sorted by category id: label k is categories[k]
+    category_ids  their ids in the file
     parents       names of categories without objects that are no classes but the supercategory of others
     all_sound     whether no entry of categories has a fault
     image_ids     (I,)    int64, the file's own, or numbers in the place of names
@@ -59,6 +60,7 @@ class AnnotationTable:
 
     path: Path
     categories: tuple[str, ...]
+    category_ids: tuple[int, ...]
     parents: tuple[str, ...]
     all_sound: bool
     image_ids: np.ndarray
@@ -116,6 +118,7 @@ def read_annotations(
     return AnnotationTable(
         path=path,
         categories=categories.names,
+        category_ids=tuple(categories.ids.tolist()),
         parents=categories.parents,
         all_sound=not found.counts("error").get("bad_categories"),
         image_ids=images.ids,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engine.checkpoints.sealed_file import CheckpointError, DamagedError, is_sealed, read_archive, write_archive
 
-FORMAT = 4
-FORMATS = (1, 2, 3, FORMAT)
+FORMAT = 5
+FORMATS = (1, 2, 3, 4, FORMAT)
 """Formats that are read; `upgrade` turns the earlier ones into FORMAT"""
 QUERY_TABLES = ("content_queries.weight", "query_maker.content.weight")
 
@@ -81,6 +81,10 @@ class Checkpoint:
     """Sums since the last record of the metrics log"""
     data: str = ""
     """Digest of the training data; empty if unknown"""
+    category_ids: list[int] = field(default_factory=list)
+    """Category id of each class in the annotation file; empty if unknown"""
+    resize_factor: float = 0.0
+    """Network pixels per pixel of the image file, median of the training images; 0 if unknown"""
 
     @property
     def best_weights(self) -> dict[str, Tensor]:
@@ -101,8 +105,15 @@ class Checkpoint:
             )
 
 
-def weights_checkpoint(model: dict[str, Tensor], *, config: str, categories: list[str]) -> Checkpoint:
-    """A checkpoint of weights only: to evaluate, or to start a run from with init_from."""
+def weights_checkpoint(
+    model: dict[str, Tensor],
+    *,
+    config: str,
+    categories: list[str],
+    category_ids: list[int] | None = None,
+    resize_factor: float = 0.0,
+) -> Checkpoint:
+    """A checkpoint of weights only: to evaluate, to predict with, or to start a run from with init_from."""
     return Checkpoint(
         model=model,
         config=config,
@@ -111,6 +122,8 @@ def weights_checkpoint(model: dict[str, Tensor], *, config: str, categories: lis
         optimizer={},
         scaler={},
         random_states=[],
+        category_ids=category_ids or [],
+        resize_factor=resize_factor,
     )
 
 
@@ -143,6 +156,7 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     1   no seal, saved at the end of an epoch only, and lacks what format 2 lacks
     2   no average, meter, training data digest, time, or counts of skipped steps and replaced images
     3   the fields of Progress are entries of their own, as in 1 and 2
+    4   no category ids or resize factor, as in 1 to 3
     """
     upgraded = dict(content)
     if content["format"] == 1:
@@ -153,6 +167,8 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     if content["format"] <= 3:
         names = [entry.name for entry in fields(Progress) if entry.name in upgraded]
         upgraded["progress"] = {name: upgraded.pop(name) for name in names}
+    if content["format"] <= 4:
+        upgraded |= {"category_ids": [], "resize_factor": 0.0}
     return upgraded | {"format": FORMAT}
 
 

@@ -162,6 +162,8 @@ class RunFolder:
 
     def _shift(self) -> None:
         names = [self.last, *(_earlier_file(self.last, i) for i in range(1, self._keep))]
+        if len(names) > 1 and names[1].exists() and names[1].samefile(self.last):
+            return  # a run was killed between here and the replacement of last.pth
         for newer, older in reversed(list(pairwise(names[1:]))):
             if newer.exists():
                 os.replace(newer, older)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from configs.loader import dump_config
 from configs.paths import expand_path
-from configs.schema import Config
+from configs.schema import Config, DataConfig
 from datasets.build import build_train_loader
+from datasets.coco import CocoDetection
+from datasets.density import median_resize_factor
 from datasets.loading import worker_failures_named
 from engine.checkpoints.folder_use import require_folder
 from engine.checkpoints.run_folder import Resumption, RunFolder
@@ -30,7 +32,7 @@ from engine.distributed.signals import StopRequest
 from engine.logger import RunLogger, naming
 from engine.optim import build_optimizer
 from engine.runtime import GPU_NOTICE, determinism
-from engine.trainer import Trainer, announce
+from engine.trainer import Trainer, TrainingData, announce
 from models.build import build_criterion
 
 
@@ -70,8 +72,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
             loader=loader,
             evaluate=lambda step: evaluator(folder / "evaluation", step=step, watch=stop.watched),
             config=config,
-            categories=splits.training.categories,
-            data=splits.training.fingerprint,
+            data=training_data(splits.training, config.data),
             processes=processes,
             logger=logger,
             run_folder=run_folder,
@@ -82,6 +83,16 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         trainer.fit()
         untrained = splits.training.dropped | splits.training.skipped
         logger.say(closing_report(folder, trainer.progress, untrained=untrained))
+
+
+def training_data(dataset: CocoDetection, data: DataConfig) -> TrainingData:
+    """What the checkpoints keep of the training set."""
+    return TrainingData(
+        categories=list(dataset.categories),
+        category_ids=list(dataset.table.category_ids),
+        resize_factor=median_resize_factor(dataset, data),
+        fingerprint=dataset.fingerprint,
+    )
 
 
 def record_start(

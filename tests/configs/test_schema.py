@@ -105,6 +105,7 @@ def test_corrected_scores_need_a_softmax_and_a_background_with_weight() -> None:
         ("criterion.decoder.alpha=1.5", "criterion.decoder.alpha"),
         ("criterion.encoder.classification=softmax", "criterion.encoder.classification"),
         ("criterion.density_weight=-1", "criterion.density_weight"),
+        ("criterion.count_weight=-1", "criterion.count_weight"),
         ("data.image_size=[800, 8]", "data.image_size"),
         ("data.crop_size=[8, 800]", "data.crop_size"),
         ("data.flip_prob=2", "data.flip_prob"),

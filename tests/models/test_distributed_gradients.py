@@ -25,6 +25,7 @@ NOISELESS = ("model.denoising.label_noise=0.0", "model.denoising.box_noise=0.0")
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "dino": ("dino_aitodv2", ("model.denoising=null",)),
     "density": ("dino_d3q_aitodv2", ("model.denoising=null",)),
+    "count": ("dino_d3q_aitodv2", ("model.denoising=null", "criterion.count_weight=1.0")),
     "deformable_detr": ("deformable_detr_aitodv2", ()),
     "image by image": ("deformable_detr_d3q_aitodv2", ("criterion.density_weight=0.0",)),
     "denoising": ("dino_d3q_aitodv2", NOISELESS),

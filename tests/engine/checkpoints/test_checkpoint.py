@@ -29,6 +29,8 @@ CHECKPOINT = Checkpoint(
     optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
     scaler={},
     random_states=[torch.arange(5, dtype=torch.uint8)],
+    category_ids=[3, 7],
+    resize_factor=0.5,
 )
 
 
@@ -45,19 +47,22 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         2,
         20,
     )
+    assert (found.category_ids, found.resize_factor) == ([3, 7], 0.5)
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
 
 
 SINCE_FORMAT_2 = ("batch", "batches")
 SINCE_FORMAT_3 = ("average", "meter", "data", "seconds", "skipped", "skipped_in_row", "replaced")
+SINCE_FORMAT_5 = ("category_ids", "resize_factor")
 
 
 def content_of(format: int) -> dict[str, Any]:
     """CHECKPOINT as the code of that time wrote it."""
     content = CHECKPOINT.content()
-    content |= {**content.pop("progress"), "format": format}
-    lacking = {1: SINCE_FORMAT_2 + SINCE_FORMAT_3, 2: SINCE_FORMAT_3, 3: ()}[format]
-    return {name: value for name, value in content.items() if name not in lacking}
+    progress = {} if format > 3 else content.pop("progress")
+    content |= {**progress, "format": format}
+    lacking = {1: SINCE_FORMAT_2 + SINCE_FORMAT_3, 2: SINCE_FORMAT_3}.get(format, ())
+    return {name: value for name, value in content.items() if name not in (*lacking, *SINCE_FORMAT_5)}
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -65,16 +70,22 @@ def write(path: Path, content: dict[str, Any]) -> None:
     torch.save(content, path) if content["format"] == 1 else write_archive(path, content)
 
 
-@pytest.mark.parametrize("format", [1, 2, 3])
+@pytest.mark.parametrize("format", [1, 2, 3, 4])
 def test_files_of_earlier_formats_are_upgraded(tmp_path: Path, format: int) -> None:
     path = tmp_path / "last.pth"
     write(path, content_of(format))
     found = load_checkpoint(path)
     assert torch.equal(found.model["weight"], CHECKPOINT.model["weight"])
     kept = 3 if format > 1 else 0  # format 1 was saved at the end of an epoch only
-    expected = {1: Progress(epoch=2, step=20, best_score=0.25), 2: replace(SAVED, replaced=0, seconds=0.0), 3: SAVED}
+    expected = {
+        1: Progress(epoch=2, step=20, best_score=0.25),
+        2: replace(SAVED, replaced=0, seconds=0.0),
+        3: SAVED,
+        4: SAVED,
+    }
     assert (found.progress, found.batches) == (expected[format], kept)
-    assert found.average.keys() == (CHECKPOINT.average.keys() if format == 3 else set())
+    assert found.average.keys() == (CHECKPOINT.average.keys() if format >= 3 else set())
+    assert (found.category_ids, found.resize_factor) == ([], 0.0)  # unknown
     save_checkpoint(path, found)
     assert load_checkpoint(path).progress == found.progress
 
@@ -97,7 +108,7 @@ def test_what_an_earlier_format_should_hold_is_not_made_up(tmp_path: Path, forma
         ({"progress": vars(Progress()) | {"step": 1.5}}, "not written by this project: progress.step of another type"),
         ({"progress": vars(Progress()) | {"evaluated": 1}}, "progress.evaluated of another type"),
         ({"progress": [1, 2]}, "not written by this project: progress of another type"),
-        ({"format": 5}, r"not a checkpoint of this project \(format 4\)"),
+        ({"format": 6}, r"not a checkpoint of this project \(format 5\)"),
     ],
 )
 def test_progress_of_another_shape_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

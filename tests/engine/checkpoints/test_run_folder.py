@@ -131,6 +131,33 @@ def test_a_whole_checkpoint_is_there_at_every_moment(tmp_path: Path, monkeypatch
         assert end < 15
 
 
+@pytest.mark.parametrize("keep", [2, 3])
+def test_a_kill_between_the_two_renames_of_a_save_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """There last.pth and last.1.pth are one file, of which a rename onto the other does nothing."""
+    with held(tmp_path, keep=keep) as folder:
+        for step in range(1, keep + 1):
+            folder.save_last(checkpoint(step))
+        real = os.replace
+
+        def killed(source: Path, target: Path) -> None:
+            if Path(target).name == "last.pth":
+                raise KeyboardInterrupt
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                folder.save_last(checkpoint(keep + 1))
+    assert (tmp_path / "last.1.pth").samefile(tmp_path / "last.pth")
+    with held(tmp_path, keep=keep, resumed=tmp_path / "last.pth") as folder:
+        folder.save_last(checkpoint(keep + 1))
+    assert not list(tmp_path.glob("*.tmp"))
+    kept = {"last.pth": keep + 1, "last.1.pth": keep} | ({"last.2.pth": keep - 1} if keep == 3 else {})
+    assert steps(tmp_path) == kept
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_one_warning(tmp_path: Path) -> None:
     last = tmp_path / "last.pth"
     with held(tmp_path, keep=3) as folder:
