@@ -6,6 +6,7 @@
     python main.py --resume runs/X/last.pth --set runtime.output_dir=runs/Y   a branch of the run, in a new folder
     python main.py --config X --resume auto                           resume if the run folder holds a checkpoint
     python main.py --eval --resume runs/X/best.pth                    evaluate; needs nothing else
+    python main.py --eval --resume runs/X/best.pth --dump             and write the detections, COCO results
     torchrun --nproc_per_node=2 main.py --config X                    two processes
     python main.py --config X --check                                 check everything first; train nothing
 
@@ -57,6 +58,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="resume although --config or the training data differ from the checkpoint's",
     )
     parser.add_argument("--eval", action="store_true", help="evaluate the checkpoint given by --resume")
+    parser.add_argument("--dump", action="store_true", help="with --eval: write the detections to predictions.json too")
     parser.add_argument(
         "--check", action="store_true", help="check config, data, image headers, weights and disk, and try one step"
     )
@@ -71,6 +73,8 @@ def require_usage(arguments: argparse.Namespace) -> None:
     if len(asked) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
         raise UsageError(f"{first} and {second} exclude each other; give one of them")
+    if arguments.dump and not arguments.eval:
+        raise UsageError("--dump needs --eval: it writes the detections of an evaluation")
     if arguments.eval and arguments.resume in (None, AUTO):
         raise UsageError("--eval needs --resume CHECKPOINT: the checkpoint to evaluate")
     if arguments.config is None and arguments.resume is None:
@@ -145,7 +149,7 @@ def perform(arguments: argparse.Namespace, experiment: Experiment | None, resume
     processes = start_runtime(config)
     with HangWatch(processes, limit=config.runtime.hang_timeout):
         if arguments.eval and start is not None:
-            evaluate_checkpoint(config, start.checkpoint, start.path, processes)
+            evaluate_checkpoint(config, start.checkpoint, start.path, processes, dump=arguments.dump)
         else:
             train(config, start, processes, allow_other_data=arguments.allow_config_change)
     return None

@@ -115,6 +115,11 @@ def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:
     }
 
 
+def build_eval_transforms(data: DataConfig) -> Compose:
+    """What an evaluation does with an image."""
+    return _build_transforms(data, training=False)
+
+
 def _build_transforms(data: DataConfig, *, training: bool) -> Compose:
     if data.mean is None or data.std is None:
         raise ValueError("data.mean and data.std are not resolved")

@@ -1,4 +1,4 @@
-"""Typed records that leave this package: Target, Batch, GroundTruth, SampleKey; and its one exception."""
+"""Typed records that leave this package: Target, Batch, GroundTruth, SampleKey, Georeference; and its one exception."""
 
 from __future__ import annotations
 
@@ -92,6 +92,19 @@ class Batch:
             padding_mask=self.padding_mask.pin_memory(),
             targets=[target.pin_memory() for target in self.targets],
         )
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where the pixels of a raster lie on the ground.
+
+    crs         coordinate reference system: "EPSG:32633", or WKT where it has no code
+    transform   a, b, c, d, e, f: x = a * column + b * row + c, y = d * column + e * row + f; (0, 0) is the corner of
+                the first pixel, not its centre
+    """
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from datasets.structures import DataError
 
 MAX_PIXELS = 89_478_485
 """Default limit of an image: a quarter of a gigabyte, where Pillow begins to warn of decompression bombs."""
+LIMIT = "data.max_image_pixels"
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 """Pillow reads dozens more, old and rarely tested ones, and a file may claim to be any of them."""
 _DECODER_ERRORS = (
@@ -32,53 +33,66 @@ _FETCH_OR_CONVERT = "fetch the file again, or convert it to 8-bit RGB if its kin
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Path of an image, and what its annotation file says about it.
+    """Path of an image, and what its annotation file says about it, if there is one.
 
     path    the file
-    size    (height, width) in the annotation file, px
+    size    (height, width) in the annotation file, px; None: any, and a camera's rotation is undone unless ignored
     entry   its entry, for messages: "train.json: images[3] (id 17)"
     """
 
     path: Path
-    size: tuple[int, int]
-    entry: str
+    size: tuple[int, int] | None = None
+    entry: str = ""
 
 
 @dataclass(frozen=True)
 class ImageTraits:
-    """How an image is read: its mode in the file, its frame, and whether later frames are ignored."""
+    """How an image is read: its mode in the file, its frame, whether later frames are ignored, and its size.
+
+    size   (height, width) in that frame, px
+    """
 
     mode: str
     frame: Frame
     animated: bool
+    size: tuple[int, int]
 
 
-def read_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto") -> Image.Image:
+def read_image(
+    file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto", limit: str = LIMIT
+) -> Image.Image:
     """Decode one image to RGB.
 
     exif     whether a camera's rotation is undone; auto: if only the turned size is the annotated one
+    limit    name of the setting that max_pixels comes from, for messages
     raises   DataError for a missing, empty, truncated, foreign, too large or deep image, or a size that differs
 
     An animation gives its first frame; palette, grey, CMYK and alpha become RGB.
     """
-    with _opened(file, max_pixels, exif) as (image, frame):
+    with _opened(file, max_pixels, exif, limit) as (image, frame):
         image = into_frame(image, frame)
         return (image.convert("LA") if image.mode == "La" else image).convert("RGB")
 
 
-def inspect_image(file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto") -> ImageTraits:
+def inspect_image(
+    file: ImageFile, *, max_pixels: int = MAX_PIXELS, exif: ExifPolicy = "auto", limit: str = LIMIT
+) -> ImageTraits:
     """The same checks on the header alone, without decoding. Raises DataError."""
-    with _opened(file, max_pixels, exif) as (image, frame):
-        return ImageTraits(image.mode, frame, bool(getattr(image, "is_animated", False)))
+    with _opened(file, max_pixels, exif, limit) as (image, frame):
+        width, height = stored_size(image, frame.orientation)
+        size = (width, height) if frame.applied and frame.orientation >= 5 else (height, width)
+        return ImageTraits(image.mode, frame, bool(getattr(image, "is_animated", False)), size)
 
 
 @contextmanager
-def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tuple[Image.Image, Frame]]:
+def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy, limit: str) -> Iterator[tuple[Image.Image, Frame]]:
     """The image with its header read and checked; errors of decoding it inside the context are DataErrors too."""
     where = one_line(str(file.path))
 
+    listed = bool(file.entry)
+
     def failure(reason: str, problem: str) -> DataError:
-        return DataError(f"{where}: {problem} ({file.entry})", reason)
+        return DataError(f"{where}: {problem}{f' ({file.entry})' if file.entry else ''}", reason)
 
     Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own guard, which also covers what a format nests inside
     _silence_pillow()
@@ -93,13 +107,13 @@ def _opened(file: ImageFile, max_pixels: int, exif: ExifPolicy) -> Iterator[tupl
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} px")
             yield image, _find_frame(image, file, exif)
     except FileNotFoundError:
-        raise failure("missing_image", "no such image; check data.root and file_name") from None
+        raise failure("missing_image", "no such image" + "; check data.root and file_name" * listed) from None
     except IsADirectoryError:
-        raise failure("missing_image", "is a folder, not an image; check file_name") from None
+        raise failure("missing_image", "is a folder, not an image" + "; check file_name" * listed) from None
     except PermissionError:
         raise failure("unreadable_image", "no permission to read it; change its permissions") from None
     except Image.DecompressionBombError as error:
-        problem = f"{error}: more pixels than data.max_image_pixels {max_pixels}; cut it into tiles or raise the limit"
+        problem = f"{error}: more pixels than {limit} {max_pixels}; cut it into tiles or raise the limit"
         raise failure("image_bomb", problem) from None
     except UnidentifiedImageError:
         raise failure(*_foreign_content(file.path, pixel_format)) from None
@@ -117,6 +131,9 @@ def _silence_pillow() -> None:
 
 def _find_frame(image: Image.Image, file: ImageFile, exif: ExifPolicy) -> Frame:
     """Raises DataError if the image's size differs from the annotated one."""
+    if file.size is None:
+        orientation = read_orientation(image, file.path)
+        return Frame(orientation, applied=orientation > 1 and exif != "ignore")
     height, width = file.size
     orientation = read_orientation(image, file.path)
     stored = stored_size(image, orientation)

@@ -17,6 +17,7 @@ from engine.checkpoints.folder_use import open_evaluation
 from engine.commands.setup import attention_lines, check_same_data, open_split
 from engine.distributed.processes import Processes
 from engine.evaluation.artifacts import gallery_indices, show_evaluation
+from engine.evaluation.coco_results import dump_results
 from engine.evaluation.evaluate import Evaluation, evaluate_detector, predict_batches
 from engine.logger import RunLogger, progress
 from engine.metrics.average_precision import get_protocol
@@ -24,8 +25,13 @@ from engine.runtime import accelerate
 from models.build import build_detector, build_postprocess
 
 
-def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> None:
-    """Evaluate a checkpoint on the validation split; results go into a folder of their own (`open_evaluation`)."""
+def evaluate_checkpoint(
+    config: Config, checkpoint: Checkpoint, path: Path, processes: Processes, *, dump: bool = False
+) -> None:
+    """Evaluate a checkpoint on the validation split; results go into a folder of their own (`open_evaluation`).
+
+    dump   write the detections too, predictions.json
+    """
     named = config.runtime.output_dir
     dataset, detector = build_trained(config, checkpoint, path, processes)
     folder = open_evaluation(path, None if named is None else expand_path(named, "runtime.output_dir"), processes)
@@ -33,8 +39,8 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, path: Path, proc
         logger.say(f"{path}: {checkpoint.progress}")
         for line in attention_lines(processes):
             logger.say(line)
-        evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.progress.step)
-        logger.say(f"done: {folder} holds the report and the gallery")
+        evaluate(config, detector, dataset, processes, logger, folder, step=checkpoint.progress.step, dump=dump)
+        logger.say(f"done: {folder} holds the report and the gallery{' and predictions.json' if dump else ''}")
 
 
 def build_trained(
@@ -76,8 +82,13 @@ def evaluate(
     *,
     step: int,
     watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    dump: bool = False,
 ) -> float:
-    """Evaluate on all processes, report the result and return the mean AP. `watch` may stop it between batches."""
+    """Evaluate on all processes, report the result and return the mean AP.
+
+    watch   may stop it between batches
+    dump    write the detections too
+    """
     loader = evaluation_loader(config.data, dataset, processes)
     batches = watch(under_progress(loader, processes))
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
@@ -97,6 +108,10 @@ def evaluate(
             folder=folder,
             step=step,
         )
+        if dump:
+            protocol = get_protocol(config.evaluation.protocol, config.evaluation.max_detections)
+            limit = protocol.max_detections[-1]
+            dump_results(folder / "predictions.json", evaluation.predictions, dataset.table.category_ids, limit=limit)
     return max(evaluation.metrics.summary()["mAP"], 0.0)
 
 

@@ -41,6 +41,8 @@ class ImagePrediction:
     """Share (height, width) of the map that the image covers"""
     corrected_scores: Tensor | None = None
     """(N,) see `Detections`; None where scores cannot be corrected"""
+    object_probability: Tensor | None = None
+    """(N,) see `Detections`; None as above"""
     expected_count: float | None = None
     """Sum of the corrected probabilities of an object over all queries; None as above"""
 
@@ -77,7 +79,7 @@ class GatheredPredictions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation; the same on every process, except the pictures."""
+    """Result of an evaluation; the same on every process, except pictures and time."""
 
     metrics: DetectionMetrics
     corrected: DetectionMetrics | None
@@ -87,8 +89,13 @@ class Evaluation:
     """Forward pass and postprocessing, batch time over batch size, mean over the images of this process"""
     peak_memory_mb: float
     """GPU memory, or on a CPU the largest resident size of the process"""
-    pictures: list[ImagePrediction]
-    """Predictions of the requested images that this process evaluated"""
+    predictions: GatheredPredictions
+    """Of all images"""
+
+    @property
+    def pictures(self) -> list[ImagePrediction]:
+        """Predictions of the requested images that this process evaluated."""
+        return self.predictions.pictures
 
 
 @torch.inference_mode()
@@ -123,6 +130,7 @@ def predict_batches(
                     density_map=None if density_map is None else density_map[i, 0].cpu(),
                     density_extent=(target.size[0] / height, target.size[1] / width),
                     corrected_scores=None if found.corrected_scores is None else found.corrected_scores.cpu(),
+                    object_probability=None if found.object_probability is None else found.object_probability.cpu(),
                     expected_count=(
                         None if found.object_probability is None else float(found.object_probability.double().sum())
                     ),
@@ -164,7 +172,7 @@ def evaluate_detector(
         counts=counts,
         seconds_per_image=found.seconds_per_image,
         peak_memory_mb=peak_memory_mb(processes.device),
-        pictures=found.pictures,
+        predictions=found,
     )
 
 

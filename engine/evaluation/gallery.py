@@ -6,24 +6,32 @@ The sheet is composed of small images beside or below each other, so that texts 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
-Colour = tuple[int, int, int]
-_Line = list[str | Image.Image]  # of text; small images (colour keys) stand between the words
+from engine.drawing import (
+    INK,
+    PAPER,
+    Colour,
+    Line,
+    beside,
+    colour_bar,
+    colour_map,
+    font,
+    resized,
+    stack,
+    swatch,
+    text_line,
+)
+
 _Drawn = tuple[NDArray[np.int64], int, Colour]  # outline (4,) with inclusive corners, label, colour
 
 TRUE_POSITIVE: Colour = (0, 230, 60)
 FALSE_NEGATIVE: Colour = (255, 40, 40)
 FALSE_POSITIVE: Colour = (50, 140, 255)
-PAPER: Colour = (255, 255, 255)
-INK: Colour = (25, 25, 25)
 
-# Nine anchors of the "inferno" colour map (S. van der Walt and N. Smith, CC0): lightness rises evenly with the value.
-_INFERNO = "000004 1f0c48 550f6d 88226a ba3655 e35933 f98c0a f9c932 fcffa4"
 _DENSITY_OPACITY = ((0.0, 0.3, 1.0), (0.5, 0.85, 0.95))  # share of the peak -> opacity
 _PANEL_PX = 800  # images are enlarged by the largest whole factor that keeps their longer side within this
 _LARGEST_PX = 1600  # longer images are reduced to it
@@ -146,11 +154,11 @@ def draw_picture(picture: Picture, class_names: Sequence[str], score_threshold: 
     predictions = picture.boxes, picture.scores, picture.labels
     objects = picture.object_boxes, picture.object_labels
     matching = match_detections(*predictions, *objects, score_threshold=score_threshold)
-    caption = _line([f"predictions, {picture.score_name} >= {score_threshold:g}"], _SMALL)
-    panels = [_stack([caption, _boxes_panel(picture, matching, class_names, scale)])]
+    caption = text_line([f"predictions, {picture.score_name} >= {score_threshold:g}"], _SMALL)
+    panels = [stack([caption, _boxes_panel(picture, matching, class_names, scale)])]
     if picture.density_map is not None:
         panels.append(_density_panel(picture, picture.density_map, scale))
-    return _stack([_line(_title(picture, matching), _TEXT), _beside(panels, gap=12)])
+    return stack([text_line(_title(picture, matching), _TEXT), beside(panels, gap=12)])
 
 
 def draw_gallery(
@@ -162,35 +170,27 @@ def draw_gallery(
     drawn = [draw_picture(picture, class_names, score_threshold) for picture in pictures]
     width, height = (max(image.size[axis] for image in drawn) for axis in (0, 1))
     cells = [ImageOps.expand(image, (0, 0, width - image.width, height - image.height), PAPER) for image in drawn]
-    rows = [_beside(cells[start : start + columns], gap=40) for start in range(0, len(cells), columns)]
-    legend = [_swatch(TRUE_POSITIVE), "true positive (TP): right class, IoU >= 0.5   ", _swatch(FALSE_NEGATIVE)]
-    legend += ["missed object (FN)   ", _swatch(FALSE_POSITIVE), "false positive (FP)"]
+    rows = [beside(cells[start : start + columns], gap=40) for start in range(0, len(cells), columns)]
+    legend = [swatch(TRUE_POSITIVE), "true positive (TP): right class, IoU >= 0.5   ", swatch(FALSE_NEGATIVE)]
+    legend += ["missed object (FN)   ", swatch(FALSE_POSITIVE), "false positive (FP)"]
     if any(picture.density_map is not None for picture in pictures):
-        legend += ["   ", _colour_bar(), "density, from 0 to each map's own peak"]
-    top = _stack([_line([f"Predictions on {len(pictures)} images"], _LARGE), _line(legend, _TEXT)])
-    return ImageOps.expand(_stack([top, *rows], gap=30), 20, PAPER)
+        legend += ["   ", colour_bar(), "density, from 0 to each map's own peak"]
+    top = stack([text_line([f"Predictions on {len(pictures)} images"], _LARGE), text_line(legend, _TEXT)])
+    return ImageOps.expand(stack([top, *rows], gap=30), 20, PAPER)
 
 
-def colour_map(values: ArrayLike) -> NDArray[np.uint8]:
-    """(...) values in [0, 1], clipped -> (..., 3) RGB of the colour map "inferno"."""
-    clipped = np.clip(np.asarray(values, np.float64), 0.0, 1.0)
-    anchors = np.frombuffer(bytes.fromhex(_INFERNO), np.uint8).reshape(-1, 3)
-    places = np.linspace(0.0, 1.0, len(anchors))
-    return np.stack([np.interp(clipped, places, channel) for channel in anchors.T], axis=-1).round().astype(np.uint8)
-
-
-def _title(picture: Picture, matching: Matching) -> _Line:
+def _title(picture: Picture, matching: Matching) -> Line:
     counts = [f"Image {picture.image_id}:  {len(picture.object_boxes)} objects"]
     estimates = (picture.predicted_count, "by density"), (picture.expected_count, "expected")
     counts += [f"{count:.1f} {source}" for count, source in estimates if count is not None]
     counts.append(f"{picture.num_queries} queries")
-    hits = [_swatch(TRUE_POSITIVE), f"TP {matching.true_positive.sum()}  "]
-    misses = [_swatch(FALSE_NEGATIVE), f"FN {(~matching.found).sum()}  "]
-    return [",  ".join(counts) + "    ", *hits, *misses, _swatch(FALSE_POSITIVE), f"FP {matching.false_positive.sum()}"]
+    hits = [swatch(TRUE_POSITIVE), f"TP {matching.true_positive.sum()}  "]
+    misses = [swatch(FALSE_NEGATIVE), f"FN {(~matching.found).sum()}  "]
+    return [",  ".join(counts) + "    ", *hits, *misses, swatch(FALSE_POSITIVE), f"FP {matching.false_positive.sum()}"]
 
 
 def _boxes_panel(picture: Picture, matching: Matching, class_names: Sequence[str], scale: float) -> Image.Image:
-    panel, line = _resized(picture.image, scale), 2 if scale >= 2 else 1
+    panel, line = resized(picture.image, scale), 2 if scale >= 2 else 1
     draw = ImageDraw.Draw(panel)
     groups = (
         (TRUE_POSITIVE, picture.boxes, picture.labels, matching.true_positive),
@@ -213,17 +213,17 @@ def _boxes_panel(picture: Picture, matching: Matching, class_names: Sequence[str
 
 def _name_boxes(panel: Image.Image, drawn: Sequence[_Drawn], class_names: Sequence[str]) -> None:
     """Class names above or below boxes, where they cover no box or name."""
-    draw, font = ImageDraw.Draw(panel), _font(_TINY)
+    draw, face = ImageDraw.Draw(panel), font(_TINY)
     taken = np.array([outline for outline, _, _ in drawn]).reshape(-1, 4)
     for outline, label, colour in drawn:
-        width, height = int(font.getlength(class_names[label])) + 4, _TINY + 3
+        width, height = int(face.getlength(class_names[label])) + 4, _TINY + 3
         for top in (outline[1] - height - 1, outline[3] + 2):
             left, right, bottom = outline[0], outline[0] + width, top + height
             inside = top >= 0 and right <= panel.width and bottom <= panel.height
             hit = (taken[:, 0] <= right) & (taken[:, 2] >= left) & (taken[:, 1] <= bottom) & (taken[:, 3] >= top)
             if inside and not hit.any():
                 draw.rectangle([left, top, right - 1, bottom - 1], fill=INK)
-                draw.text((left + 2, top + height // 2), class_names[label], fill=colour, font=font, anchor="lm")
+                draw.text((left + 2, top + height // 2), class_names[label], fill=colour, font=face, anchor="lm")
                 taken = np.concatenate([taken, [[left, top, right, bottom]]])
                 break
 
@@ -235,13 +235,13 @@ def _density_panel(picture: Picture, density_map: NDArray[np.float64], scale: fl
     visible = density_map[: math.ceil(round(height, 6)), : math.ceil(round(width, 6))]
     peak = float(visible.max())
     cells = Image.fromarray((visible / (peak if peak > 0 else 1.0)).astype(np.float32))
-    grey = np.asarray(_resized(picture.image, scale).convert("L"))[:, :, None]
+    grey = np.asarray(resized(picture.image, scale).convert("L"))[:, :, None]
     covered = (0.0, 0.0, min(width, visible.shape[1]), min(height, visible.shape[0]))
     shares = np.asarray(cells.resize(grey.shape[1::-1], Image.Resampling.BILINEAR, box=covered))[:, :, None]
     opacity = np.interp(shares, *_DENSITY_OPACITY)
     mixed = opacity * colour_map(shares[:, :, 0]) + (1.0 - opacity) * grey
-    caption = _line(["density   0", _colour_bar(), f"{peak:.3g} objects per cell (peak)"], _SMALL)
-    return _stack([caption, Image.fromarray(mixed.round().astype(np.uint8))])
+    caption = text_line(["density   0", colour_bar(), f"{peak:.3g} objects per cell (peak)"], _SMALL)
+    return stack([caption, Image.fromarray(mixed.round().astype(np.uint8))])
 
 
 def _pairwise_iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -251,49 +251,3 @@ def _pairwise_iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> ND
     intersection = np.prod(np.maximum(sides, 0.0), axis=2)
     area, other_area = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (boxes, others))
     return intersection / np.maximum(area[:, None] + other_area - intersection, 1e-9)
-
-
-def _resized(image: NDArray[np.uint8], scale: float) -> Image.Image:
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    return Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
-def _swatch(colour: Colour) -> str | Image.Image:
-    return Image.new("RGB", (14, 14), colour)
-
-
-def _colour_bar() -> str | Image.Image:
-    return Image.fromarray(np.broadcast_to(colour_map(np.linspace(0, 1, 120)), (14, 120, 3)).copy())
-
-
-def _line(items: _Line, size: int) -> Image.Image:
-    """Words and small images in a row, centred on one height."""
-    font, space, height = _font(size), size // 3, round(size * 1.4)
-    widths = [int(font.getlength(item)) + 1 if isinstance(item, str) else item.width for item in items]
-    paper = Image.new("RGB", (sum(widths) + space * len(items), height), PAPER)
-    draw, left = ImageDraw.Draw(paper), 0
-    for item, width in zip(items, widths, strict=True):
-        if isinstance(item, str):
-            draw.text((left, height // 2), item, fill=INK, font=font, anchor="lm")
-        else:
-            paper.paste(item, (left, (height - item.height) // 2))
-        left += width + space
-    return paper
-
-
-def _joined(images: Sequence[Image.Image], *, axis: int, gap: int) -> Image.Image:
-    size = [max(image.width for image in images), max(image.height for image in images)]
-    size[axis] = sum(image.size[axis] + gap for image in images) - gap
-    paper, corner = Image.new("RGB", (size[0], size[1]), PAPER), [0, 0]
-    for image in images:
-        paper.paste(image, (corner[0], corner[1]))
-        corner[axis] += image.size[axis] + gap
-    return paper
-
-
-_beside, _stack = partial(_joined, axis=0), partial(_joined, axis=1, gap=4)

@@ -33,7 +33,7 @@ __all__ = [
     "records_from_coco",
 ]
 
-_AREA_SUFFIX = {"verytiny": "vt", "tiny": "t", "small": "s", "medium": "m", "large": "l"}
+AREA_SUFFIX = {"verytiny": "vt", "tiny": "t", "small": "s", "medium": "m", "large": "l"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +83,11 @@ class DetectionMetrics:
         for iou in self.protocol.reported_ious:
             table[f"mAP_{round(100 * iou)}"] = _mean(self.precision[self._at(iou), :, :, 0, -1])
         for index, area in enumerate(areas[1:], start=1):
-            table[f"mAP_{_AREA_SUFFIX.get(area, area)}"] = _mean(self.precision[:, :, :, index, -1])
+            table[f"mAP_{AREA_SUFFIX.get(area, area)}"] = _mean(self.precision[:, :, :, index, -1])
         for index, limit in enumerate(limits):
             table[f"AR@{limit}"] = _mean(self.recall[:, :, 0, index])
         for index, area in enumerate(areas[1:], start=1):
-            table[f"AR_{_AREA_SUFFIX.get(area, area)}@{limits[-1]}"] = _mean(self.recall[:, :, index, -1])
+            table[f"AR_{AREA_SUFFIX.get(area, area)}@{limits[-1]}"] = _mean(self.recall[:, :, index, -1])
         if self.protocol.reports_lrp:
             table["oLRP"] = _mean(self.lrp.error[:, 0, -1])
             table["oLRP_Localisation"] = _mean(self.lrp.localisation[:, 0, -1])

@@ -5,16 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Georeference:
-    """Where the pixels of a raster lie on the ground."""
-
-    crs: str
-    """Coordinate reference system: "EPSG:32633", or WKT where it has no code"""
-    transform: tuple[float, float, float, float, float, float]
-    """a, b, c, d, e, f: x = a * column + b * row + c, y = d * column + e * row + f; (0, 0) is the corner of the first
-    pixel, not its centre"""
+from datasets.structures import Georeference
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +44,14 @@ class ImageResult:
     predicted_count: float | None = None
     """Objects by the density map, over the tiles' own regions; None without a density map"""
     expected_count: float | None = None
-    """Sum of the corrected scores of every query; None where scores cannot be corrected"""
+    """Sum of the corrected probabilities of an object, over the tiles' own regions; None where there are none"""
     num_queries: int = 0
     """Over all tiles"""
     num_tiles: int = 0
     """Tiles that the detector saw"""
     num_blank: int = 0
     """Tiles skipped because they are constant or hold no data"""
-    density: np.ndarray | None = None
-    """(h, w) float32 objects per cell of a coarse grid over the whole image, at most 256 cells a side; for pictures"""
     georeference: Georeference | None = None
+    turned: bool = False
+    """Whether a camera's rotation (EXIF) was undone"""
     seconds: float = 0.0

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from engine.drawing import INK, PAPER, colour_map
 from engine.evaluation.gallery import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
-    INK,
-    PAPER,
     TRUE_POSITIVE,
     Picture,
-    colour_map,
     draw_gallery,
     draw_picture,
     match_detections,

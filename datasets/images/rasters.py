@@ -1,0 +1,147 @@
+"""Images of any size, read window by window: decoded whole as in training, or by rasterio (`windowed.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from datasets.images.decode import ImageFile, inspect_image, read_image
+from datasets.images.orientation import ExifPolicy
+from datasets.structures import DataError, Georeference
+
+Window = tuple[int, int, int, int]
+"""xyxy, px"""
+Stretch = tuple[float, float] | Literal["percentile"]
+"""Values that become 0 and 255; percentile: the 2nd and the 98th percentile of each band of the whole raster"""
+GEO_EXTRA = "pip install -e '.[geo]'"
+LIMIT = "--max-pixels"
+_CHOICES = (
+    "choose bands with --bands 1,2,3 and a value range with --stretch MIN,MAX or --stretch percentile (both need "
+    f"rasterio: {GEO_EXTRA}), or convert it to 8-bit RGB"
+)
+
+
+class MissingExtraError(Exception):
+    """Something needs rasterio, which is not installed."""
+
+
+class Raster(Protocol):
+    """An open image.
+
+    width, height   px, in the frame in which it is read
+    georeference    where it lies, if that is known
+    turned          whether a camera's rotation was undone
+    remark          what the user should know, or ""
+    """
+
+    width: int
+    height: int
+    georeference: Georeference | None
+    turned: bool
+    remark: str
+
+    def read(self, window: Window) -> Image.Image | None:
+        """RGB; None where no pixel holds data. Raises DataError."""
+
+    def overview(self, longest: int) -> Image.Image:
+        """The whole image in RGB, no side longer than this, px."""
+
+    def close(self) -> None:
+        """Free its memory."""
+
+
+@dataclass(frozen=True)
+class RasterOptions:
+    """How images are opened.
+
+    max_pixels   limit of an image that is decoded whole
+    exif         as in `read_image`
+    bands        numbers of three bands, from 1, for red, green, blue; None: as the file says
+    stretch      of values other than 8-bit; None: such images are refused
+    """
+
+    max_pixels: int
+    exif: ExifPolicy = "auto"
+    bands: tuple[int, int, int] | None = None
+    stretch: Stretch | None = None
+
+
+def open_raster(file: ImageFile, options: RasterOptions) -> Raster:
+    """Open an image; its pixels are read later.
+
+    With `bands` or `stretch`, rasterio reads it. Otherwise it is decoded as in training, except for a GeoTIFF, or a
+    TIFF above `max_pixels`, where rasterio is installed.
+
+    Raises DataError, and MissingExtraError if `bands` or `stretch` are given without rasterio.
+    """
+    from datasets.images.windowed import WindowedRaster, has_rasterio, is_georeferenced
+
+    if not file.path.is_file():
+        inspect_image(file)  # raises
+    windowed = options.bands is not None or options.stretch is not None
+    if windowed and not has_rasterio():
+        raise MissingExtraError(f"--bands and --stretch need rasterio: {GEO_EXTRA}")
+    size = _tiff_size(file)
+    placed = size is not None and is_georeferenced(file.path)
+    if windowed or (size is not None and has_rasterio() and (placed or size[0] * size[1] > options.max_pixels)):
+        return WindowedRaster(file.path, bands=options.bands, stretch=options.stretch)
+    remark = f"it is georeferenced; for coordinates and windowed reading: {GEO_EXTRA}" if placed else ""
+    return DecodedImage(file, options, remark=remark)
+
+
+class DecodedImage:
+    """An image that is decoded whole when it is first read. Raises DataError if its header shows a fault."""
+
+    def __init__(self, file: ImageFile, options: RasterOptions, *, remark: str = "") -> None:
+        self._file, self._options = file, options
+        try:
+            traits = inspect_image(file, max_pixels=options.max_pixels, exif=options.exif, limit=LIMIT)
+        except DataError as error:
+            if error.reason in ("band_count", "deep_image"):
+                raise DataError(f"{error.summary().partition(';')[0]}; {_CHOICES}", error.reason) from None
+            raise
+        self.height, self.width = traits.size
+        self.turned = traits.frame.applied
+        self.georeference: Georeference | None = None
+        self.remark = remark
+        self._image: Image.Image | None = None
+
+    def read(self, window: Window) -> Image.Image | None:
+        """RGB; never None."""
+        image = self._decoded()
+        return image if window == (0, 0, self.width, self.height) else image.crop(window)
+
+    def overview(self, longest: int) -> Image.Image:
+        """The whole image in RGB, no side longer than this, px."""
+        image = self._decoded()
+        factor = min(1.0, longest / max(image.size))
+        width, height = (max(round(side * factor), 1) for side in image.size)
+        return image.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
+
+    def close(self) -> None:
+        """Forget the pixels."""
+        self._image = None
+
+    def _decoded(self) -> Image.Image:
+        if self._image is None:
+            options = self._options
+            self._image = read_image(self._file, max_pixels=options.max_pixels, exif=options.exif, limit=LIMIT)
+        return self._image
+
+
+def _tiff_size(file: ImageFile) -> tuple[int, int] | None:
+    """(width, height) of a TIFF; None for other files."""
+    try:
+        with file.path.open("rb") as stream:
+            if stream.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                return None
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with Image.open(file.path, formats=["TIFF"]) as image:
+                return image.size
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError):
+        return 0, 0  # damaged, or of a kind that Pillow does not know

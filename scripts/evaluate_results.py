@@ -1,0 +1,137 @@
+"""Score a COCO results file of any detector by this project's metrics.
+
+    python scripts/evaluate_results.py --annotations val.json --results predictions.json --protocol aitod
+    python scripts/evaluate_results.py --annotations val.json --results predictions.json --pycocotools
+
+The results are a list of {"image_id", "category_id", "bbox": [x, y, width, height] px, "score"}: what `main.py --eval
+--dump`, `scripts/predict.py`, mmdetection and ultralytics write. All images of the annotation file count, also those
+without a result. --pycocotools scores them with the official implementation too, and compares.
+
+Exit codes: 0 done, 2 usage, 3 a file that cannot be used, 7 the two implementations differ.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from configs.paths import new_file_argument, path_argument
+from engine.commands.exit_codes import exit_code
+from engine.console import guard_console
+
+DIFFERENT_CODE = 7
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    guard_console()
+    options = parse(arguments)
+    return exit_code(lambda: evaluate(options))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--annotations", type=path_argument, required=True, metavar="FILE", help="COCO annotations")
+    parser.add_argument("--results", type=path_argument, required=True, metavar="FILE", help="COCO results")
+    parser.add_argument("--protocol", choices=("aitod", "coco"), default="aitod", help="default aitod")
+    parser.add_argument("--max-detections", type=int, help="per image and class, in place of the protocol's last limit")
+    parser.add_argument("--pycocotools", action="store_true", help="compare with the official implementation")
+    parser.add_argument("--json", type=new_file_argument, metavar="FILE", help="write the figures too")
+    return parser.parse_args(arguments)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from datasets.structures import DataError
+    from engine.evaluation.report import column_heading, format_percent, format_table
+    from engine.metrics.average_precision import detection_metrics, get_protocol
+    from engine.metrics.records import records_from_coco
+
+    gt, detections = read_annotations(options.annotations), read_results(options.results)
+    protocol = get_protocol(options.protocol, options.max_detections)
+    try:
+        records, category_ids = records_from_coco(gt, detections)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{options.results}: {error}") from None
+    metrics = detection_metrics(records, num_classes=len(category_ids), protocol=protocol)
+    summary = metrics.summary()
+    print(f"{options.results}: {len(detections):,} detections in {len(records):,} images, protocol {protocol.name}")
+    figures: dict[str, Any] = {"protocol": protocol.name, "detection": summary}
+    heading, rows = ["", "%"], [[column_heading(name), format_percent(value)] for name, value in summary.items()]
+    verdict, agree = "", True
+    if options.pycocotools:
+        from scripts.support.official_metrics import LIMIT, official_summary
+
+        official = figures["pycocotools"] = official_summary(gt, detections, protocol)
+        largest = max(abs(value - summary[name]) for name, value in official.items())
+        agree = largest <= LIMIT
+        heading.append("pycocotools")
+        for row, name in zip(rows, summary, strict=True):
+            row.append(format_percent(official[name]) if name in official else "")
+        verdict = f"{'both agree' if agree else 'THEY DIFFER'}: the largest difference is {largest:.1e}"
+    print(format_table(heading, rows))
+    if verdict:
+        print(verdict)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0 if agree else DIFFERENT_CODE
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """Raises DataError unless it is a COCO annotation file."""
+    from datasets.structures import DataError
+
+    content = read_json(path)
+    for name in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise DataError(f'{path}: not a COCO annotation file: no list "{name}"')
+    return dict(content)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Raises DataError unless it is a COCO results file."""
+    from datasets.structures import DataError
+
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(
+            f"{path}: not a COCO results file: it holds a {type(content).__name__}, not a list of detections"
+        )
+    for index, entry in enumerate(content):
+        problem = find_fault(entry)
+        if problem:
+            raise DataError(f"{path}: detection {index}: {problem}")
+    return content
+
+
+def find_fault(entry: Any) -> str:
+    """What is wrong with a detection, and what it should be; or nothing."""
+    if not isinstance(entry, dict):
+        return f"{entry!r} is not an object"
+    for name in ("image_id", "category_id"):
+        if not isinstance(entry.get(name), int) or isinstance(entry[name], bool):
+            return f"{name} {entry.get(name)!r} is not the id of the annotation file, a whole number"
+    box, score = entry.get("bbox"), entry.get("score")
+    numbers = box if isinstance(box, list) else []
+    if len(numbers) != 4 or not all(isinstance(x, int | float) and abs(x) < float("inf") for x in numbers):
+        return f"bbox {box!r} is not [x, y, width, height] in px"
+    if not isinstance(score, int | float) or not abs(score) < float("inf"):
+        return f"score {score!r} is not a number"
+    return ""
+
+
+def read_json(path: Path) -> Any:
+    from datasets.structures import DataError
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
