@@ -61,7 +61,10 @@ def evaluate(options: argparse.Namespace) -> int:
     summary = metrics.summary()
     print(f"{options.results}: {len(detections):,} detections in {len(records):,} images, protocol {protocol.name}")
     figures: dict[str, Any] = {"protocol": protocol.name, "detection": summary}
-    heading, rows = ["", "%"], [[column_heading(name), format_percent(value)] for name, value in summary.items()]
+    heading, rows = (
+        ["", "%"],
+        [[column_heading(name), "-" if value == -1 else format_percent(value)] for name, value in summary.items()],
+    )
     verdict, agree = "", True
     if options.pycocotools:
         from scripts.support.official_metrics import LIMIT, official_summary

@@ -74,6 +74,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="corrected",
         help="corrected where the head allows it (default), or as the detector was trained: docs/scores.md",
     )
+    _add_folders_and_files(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_folders_and_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path_argument, help="folder of the results; must not exist")
     parser.add_argument("--continue", dest="resumed", type=path_argument, metavar="FOLDER", help="finish what is there")
     parser.add_argument(
@@ -90,7 +95,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override the config"
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
-    return parser.parse_args(arguments)
 
 
 def _share(text: str) -> float:

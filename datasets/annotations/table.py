@@ -92,14 +92,13 @@ def read_annotations(
     num_classes: int | None = None,
     findings: Findings | None = None,
 ) -> AnnotationTable:
-    """Parse and check a COCO file.
+    """Parse and check a COCO file. Raises DataError; faults outside `annotations` are errors under either policy.
 
     on_bad_annotation  "error": bad annotations are errors; "skip": skip and count them
     keep_zero_area     accept boxes of zero width or height (official evaluators count them)
     recompute_area     replace an `area` of 0 beside a sound box by width x height; False to compare with pycocotools
     num_classes        of the model, which decides whether categories that are only the parents of others are classes
     findings           collects all findings, and the sound rest is returned; without it, errors are raised
-    raises             DataError; faults outside `annotations` are errors under either policy
     """
     found = Findings() if findings is None else findings
     collected = _Collector(keep_zero_area=keep_zero_area)

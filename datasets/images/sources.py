@@ -6,7 +6,7 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,9 +48,11 @@ def find_sources(sources: Sequence[str], *, images_root: Path | None = None) -> 
         return _of_coco(Path(sources[0]), images_root)
     if images_root is not None:
         raise DataError("--images is for a COCO file as the source", "sources")
-    found = [entry for source in sources for entry in _of_one(source)]
-    unique = {os.path.realpath(path): (path, name, root) for path, name, root in reversed(found)}
-    entries = list(reversed(unique.values()))
+    unique: dict[str, tuple[Path, str, str]] = {}
+    for source in sources:
+        for entry in _of_one(source):
+            unique.setdefault(os.path.realpath(entry[0]), entry)
+    entries = list(unique.values())
     named = zip(_unique_names(entries), entries, strict=True)
     return [Source(number, name, ImageFile(path)) for number, (name, (path, _, _)) in enumerate(named, start=1)]
 
@@ -99,9 +101,8 @@ def _of_list(path: Path) -> list[tuple[Path, str, str]]:
     return [(file, Path(os.path.relpath(file, common)).as_posix(), path.stem) for _, file in files]
 
 
-def _unique_names(entries: Iterable[tuple[Path, str, str]]) -> list[str]:
+def _unique_names(entries: Sequence[tuple[Path, str, str]]) -> list[str]:
     """The names; where some are equal, behind the name of what they were found in, or a number."""
-    entries = list(entries)
     times = Counter(name for _, name, _ in entries)
     names = [name if times[name] == 1 else f"{root}/{name}" for _, name, root in entries]
     times, seen = Counter(names), Counter[str]()

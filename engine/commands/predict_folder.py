@@ -4,10 +4,9 @@ import errno
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,15 +26,14 @@ from engine.prediction.outputs import write_outputs
 from engine.prediction.parts import PartFile, Recorded, begin_folder
 from engine.prediction.records import ImageResult
 from engine.prediction.run import Entry, OpenImage, Prediction, Unit, make_units
+from engine.prediction.summary import Totals, closing_lines, image_summary
 from engine.prediction.tiles import plan_tiles
 from engine.prediction.visuals import OVERVIEW_PX, draw_prediction, visual_file
-from engine.wording import counted
 
 LINE_SECONDS = 30.0
 """Between two lines of progress where there is no terminal"""
 SKIPPED_CODE = 3
 """Exit code if images were skipped"""
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -200,34 +198,6 @@ def _tile_counter(total: int, *, enabled: bool) -> Iterator[Any]:
         yield add
 
 
-@dataclass
-class Totals:
-    """What the closing table is made of."""
-
-    images: int = 0
-    pixels: int = 0
-    tiles: int = 0
-    blank: int = 0
-    queries: int = 0
-    per_class: Counter[int] = field(default_factory=Counter)
-    skipped: list[ImageResult] = field(default_factory=list)
-    turned: int = 0
-    georeferenced: int = 0
-
-    def add(self, result: ImageResult) -> None:
-        if result.objects is None:
-            self.skipped.append(result)
-            return
-        self.images += 1
-        self.pixels += result.width * result.height
-        self.tiles += result.num_tiles
-        self.blank += result.num_blank
-        self.queries += result.num_queries
-        self.turned += result.turned
-        self.georeferenced += result.georeference is not None
-        self.per_class.update(result.objects.labels.tolist())
-
-
 def _conclude(predictor: Predictor, options: PredictionOptions, folder: Path, *, expected: int, seconds: float) -> int:
     """Write the outputs and say what was done, on rank 0."""
     recorded = Recorded.scan(folder)
@@ -240,7 +210,7 @@ def _conclude(predictor: Predictor, options: PredictionOptions, folder: Path, *,
     images = []
     for result in recorded.results():
         totals.add(result)
-        images.append(_image_summary(result))
+        images.append(image_summary(result))
     formats = options.formats
     if formats is None:
         formats = ("coco", "csv", "visuals", *(["geojson"] if totals.georeferenced else []))
@@ -261,48 +231,7 @@ def _conclude(predictor: Predictor, options: PredictionOptions, folder: Path, *,
         "images": images,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(_report(totals, predictor, folder, [*written, "summary.json"], seconds)), flush=True)
-    return SKIPPED_CODE if totals.skipped else 0
-
-
-def _image_summary(result: ImageResult) -> dict[str, Any]:
-    names: tuple[str, ...] = (
-        "image_id",
-        "path",
-        "status",
-        "reason",
-        "width",
-        "height",
-        "predicted_count",
-        "expected_count",
+    print(
+        "\n".join(closing_lines(totals, predictor.class_names, folder, [*written, "summary.json"], seconds)), flush=True
     )
-    names += ("num_queries", "num_tiles", "num_blank", "seconds")
-    found = 0 if result.objects is None else len(result.objects)
-    return {name: getattr(result, name) for name in names} | {"found": found}
-
-
-def _report(totals: Totals, predictor: Predictor, folder: Path, written: Sequence[str], seconds: float) -> list[str]:
-    """Lines of the closing table, and what was skipped and why."""
-    found = sum(totals.per_class.values())
-    classes = ", ".join(f"{predictor.class_names[label]} {n:,}" for label, n in totals.per_class.most_common(_SHOWN))
-    rate = max(seconds, 1e-9)
-    rows = [
-        ["images", f"{totals.images:,}"],
-        ["detections", f"{found:,}" + (f" ({classes})" if classes else "")],
-        ["tiles", f"{totals.tiles:,}" + (f", and {totals.blank:,} blank ones skipped" if totals.blank else "")],
-        ["queries", f"{totals.queries:,}"],
-        [
-            "time",
-            f"{seconds:.1f} s: {totals.images / rate:.2f} images/s, {totals.pixels / 1e6 / rate:.2f} megapixels/s",
-        ],
-        ["results", f"{folder}: {', '.join(written)}"],
-    ]
-    lines = [f"{name:<12}{text}" for name, text in rows]
-    if totals.turned:
-        lines.append(f"{counted(totals.turned, 'image')} turned as EXIF says; boxes are in the turned frame")
-    if totals.skipped:
-        lines.append(f"skipped {counted(len(totals.skipped), 'image')}:")
-        lines += [f"  {result.path}: {result.reason}" for result in totals.skipped[:_SHOWN]]
-        if len(totals.skipped) > _SHOWN:
-            lines.append(f"  and {len(totals.skipped) - _SHOWN} more: see summary.json")
-    return lines
+    return SKIPPED_CODE if totals.skipped else 0

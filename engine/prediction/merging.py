@@ -24,7 +24,7 @@ CHUNK = 8192
 
 
 def merge_tiles(plan: TilePlan, tile: np.ndarray, found: FoundObjects) -> FoundObjects:
-    """The detections of all tiles of an image, best first.
+    """The detections of all tiles of an image, best first; those of a single tile as they are.
 
     tile    (N,) int64 tile of each detection
     found   N detections in px of the image
@@ -33,12 +33,14 @@ def merge_tiles(plan: TilePlan, tile: np.ndarray, found: FoundObjects) -> FoundO
     - it is cut by its tile's border, and a whole one of its class, of another tile, covers it, or
     - a better one of its class, of another tile, is the same object: IoU, or centres close together.
     """
+    if len(plan) == 1:
+        return found
     inside = np.nonzero(_contains(plan.widened_regions[tile], found.boxes))[0]
     tile, boxes, scores, labels = tile[inside], found.boxes[inside], found.scores[inside], found.labels[inside]
     order = np.lexsort((tile, -scores))  # of equal scores, the earlier tile's
     tile, boxes, scores, labels = tile[order], boxes[order], scores[order], labels[order]
     alive = np.ones(len(boxes), np.bool_)
-    if len(plan) > 1 and len(boxes) > 1:
+    if len(boxes) > 1:
         cut = _is_cut(plan, tile, boxes)
         first, second = _pairs(plan, tile, boxes, labels)
         alive[_covered(boxes, cut, first, second)] = False
