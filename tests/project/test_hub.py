@@ -1,5 +1,6 @@
 """hubconf.py: what torch.hub loads, every kind of image, the wrong checkpoint, the README's example."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,3 +90,17 @@ def test_a_checkpoint_that_names_other_classes_is_refused(tmp_path: Path) -> Non
     save_checkpoint(path, replace(load_checkpoint(path), categories=NAMES[:3]))
     with pytest.raises(CheckpointError, match="names 3 classes, but its detector has 8"):
         load("dino", path)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/prediction.md"])
+def test_the_example_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+    checkpoint = save(tmp_path / "x.pth", "dino_d3q_aitodv2")
+    Image.effect_noise((90, 60), 80).convert("RGB").save(tmp_path / "photo.jpg")
+    code = re.sub(r'checkpoint="[^"]*"', f"checkpoint={str(checkpoint)!r}", example)
+    code = code.replace('"photo.jpg"', repr(str(tmp_path / "photo.jpg"))).replace("conf=0.25", "conf=0.0")
+    assert code.count(str(tmp_path)) == 2
+    monkeypatch.chdir(ROOT)
+    variables: dict[str, object] = {}
+    exec(code, variables)  # as a reader would
+    assert len(variables["found"]) > 0  # type: ignore[arg-type]
