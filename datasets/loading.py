@@ -52,7 +52,7 @@ class ImageReader(Dataset[tuple[Tensor, Target]]):
 
     board          records the image that each worker is reading
     on_bad_image   "error": an image that is unreadable after some retries raises DataError. "skip": the next readable
-                   image replaces it every time; the target's `stands_for` says so
+                   image replaces it every time; the target's `replaces` says so
 
     In a loader's worker, any other error becomes a DataError that names the image.
     """
@@ -110,7 +110,7 @@ class ImageReader(Dataset[tuple[Tensor, Target]]):
             except DataError:
                 continue
             print(f"warning: {problem}; replaced by image {target.image_id}", file=sys.stderr, flush=True)
-            return image, replace(target, stands_for=self.dataset.ground_truth(index).image_id)
+            return image, replace(target, replaces=self.dataset.ground_truth(index).image_id)
         raise DataError(f"{problem}; the next {MAX_SUBSTITUTES} images are unreadable too")
 
 

@@ -28,7 +28,7 @@ class Target:
     image_id       the file's own image id
     size           (h, w) of the unpadded network input, px
     original_size  (H, W) of the image file, px
-    stands_for     id of the unreadable image that this one replaces
+    replaces       id of the unreadable image that this one replaces
     """
 
     boxes_xyxy: Tensor
@@ -36,7 +36,7 @@ class Target:
     image_id: int
     size: tuple[int, int]
     original_size: tuple[int, int]
-    stands_for: int | None = None
+    replaces: int | None = None
 
     @property
     def boxes(self) -> Tensor:

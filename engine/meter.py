@@ -70,7 +70,7 @@ class Meter:
         self._add("gradient_norm", gradient_norm)
         for result in results:
             self._images += len(result.targets)
-            self.replaced += sum(target.stands_for is not None for target in result.targets)
+            self.replaced += sum(target.replaces is not None for target in result.targets)
             self._objects += sum(len(target.labels) for target in result.targets)
             values = {f"loss/{name}": value for name, value in result.losses.items()} | {
                 "loss": result.total,

@@ -13,12 +13,12 @@ from configs.loader import ConfigError, Rules, load_config, parse_config
 from configs.paths import escape_path, expand_path
 from configs.schema import BackboneConfig, Config, InvalidValueError
 from engine.commands.exit_codes import UsageError
-from models.backbones.catalog import CATALOG
+from models.backbones.catalog import CATALOG, find_fault
 
 
 def check_backbone(backbone: BackboneConfig) -> None:
     """Raises InvalidValueError unless the catalogue's entry allows its strides and width."""
-    if fault := CATALOG[backbone.name].find_fault(backbone.out_strides, backbone.base_width):
+    if fault := find_fault(backbone.name, backbone.out_strides, backbone.base_width):
         raise InvalidValueError(*fault)
 
 

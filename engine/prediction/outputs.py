@@ -118,7 +118,7 @@ def safe_name(path: str) -> PurePosixPath:
 
 @contextmanager
 def _geojson(path: Path, class_names: Sequence[str], category_ids: Sequence[int]) -> Iterator[Writer]:
-    """A FeatureCollection of RFC 7946; images without a georeference are left out."""
+    """A FeatureCollection of RFC 7946; images without a georeference are skipped."""
     with path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         first = True

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.backbones.catalog import CATALOG
+from models.backbones.catalog import CATALOG, find_fault
 
 NormLayer = Callable[[int], nn.Module]
 """Normalisation layer of a channel count"""
@@ -47,7 +47,7 @@ def build_backbone(
     Raises ValueError where the catalogue's rules do not allow the strides or the width.
     """
     entry = CATALOG[name]
-    if fault := entry.find_fault(out_strides, base_width):
+    if fault := find_fault(name, out_strides, base_width):
         raise ValueError(": ".join(fault))
     module, _, class_name = entry.network.partition(":")
     network: type[Backbone] = getattr(importlib.import_module(module), class_name)

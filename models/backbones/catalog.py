@@ -37,15 +37,6 @@ class Entry:
         """Whether torchvision has this network: its weights by name, and its names of the tensors."""
         return self.weights_remedy is None
 
-    def find_fault(self, out_strides: Sequence[int], base_width: int) -> tuple[str, str] | None:
-        """(key of model.backbone, reason) if these values do not suit this backbone, else None."""
-        if not set(out_strides) <= set(self.strides):
-            choices = ", ".join(map(str, self.strides))
-            return "out_strides", f"this backbone has strides {choices}; got {list(out_strides)}"
-        if not self.has_base_width and base_width != PUBLISHED_WIDTH:
-            return "base_width", "this backbone has no base width; remove the key"
-        return None
-
 
 def _resnet(block: str, *depths: int) -> Entry:
     return Entry(
@@ -72,3 +63,14 @@ CATALOG: Mapping[str, Entry] = {
         weights_remedy="run scripts/fetch_weights.py and give the file it writes",
     ),
 }
+
+
+def find_fault(name: str, out_strides: Sequence[int], base_width: int) -> tuple[str, str] | None:
+    """(key of model.backbone, reason) if these values do not suit the backbone of that name, else None."""
+    entry = CATALOG[name]
+    if not set(out_strides) <= set(entry.strides):
+        choices = ", ".join(map(str, entry.strides))
+        return "out_strides", f"{name} has strides {choices}; got {list(out_strides)}"
+    if not entry.has_base_width and base_width != PUBLISHED_WIDTH:
+        return "base_width", f"{name} has no base width; remove the key"
+    return None

@@ -37,7 +37,7 @@ __device__ __forceinline__ void from_float(float x, __nv_bfloat16& to) { to = __
 #ifdef __CUDA_ARCH__
 constexpr int kArchitecture = __CUDA_ARCH__;
 #else
-constexpr int kArchitecture = 800;  // on the host, and in the emulator unless told otherwise
+constexpr int kArchitecture = 800;  // on the host, and in the emulator by default
 #endif
 
 // Wide blocks that a multiprocessor must hold at once, which caps the registers of a thread: 3 at 80, 4 at 64, 5 at 48,

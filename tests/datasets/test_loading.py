@@ -47,7 +47,7 @@ def test_an_image_that_comes_back_is_read(
     monkeypatch.setattr(dataset, "read_image", read_image)
     image, target = reader(dataset)[SampleKey(3, 0)]
     assert torch.equal(image, expected)
-    assert (target.stands_for, len(calls)) == (None, 3)
+    assert (target.replaces, len(calls)) == (None, 3)
 
 
 def test_one_that_is_gone_stops_the_run_or_is_replaced(
@@ -62,7 +62,7 @@ def test_one_that_is_gone_stops_the_run_or_is_replaced(
     for _ in range(2):
         image, target = patient[SampleKey(1, 2)]
         assert torch.equal(image, expected)
-        assert (target.image_id, target.stands_for) == (7, 12)
+        assert (target.image_id, target.replaces) == (7, 12)
     assert "c.png" in capsys.readouterr().err
     for path in (tmp_path / "images").rglob("*.png"):
         path.unlink()

@@ -1,7 +1,7 @@
-"""Random batches: an image gets the same boxes, scores, losses and gradients alone and beside any mates of its size.
+"""Random batches: an image gets the same boxes, scores, losses and gradients alone and beside any others of its size.
 
-Each detector sees CASES random batches: other sizes, mates, contrasts, query counts and objects. A case whose count or
-ranking would change under a rounding error is drawn again; the number of redraws is printed.
+Each detector sees CASES random batches: other sizes, contrasts, query counts and objects. A case whose count or ranking
+would change under a rounding error is drawn again; the number of redraws is printed.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Case:
 @cache
 def detector_of(name: str, seed: int) -> tuple[Config, nn.Module]:
     overrides = ["model.encoder.dropout=0.0", "model.decoder.dropout=0.0"]
-    if name.startswith("dino"):  # one denoising group, whatever the mates; empty slots hidden
+    if name.startswith("dino"):  # one denoising group, whatever the rest of the batch; empty slots hidden
         overrides += ["model.denoising.num_queries=1", "fidelity.mask_denoising_padding=true"]
     config = small_config(name, *overrides)
     detector = small_detector(config, seed=seed)

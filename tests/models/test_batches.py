@@ -1,4 +1,4 @@
-"""An image in a batch is the image alone: its queries, boxes, losses and gradients do not feel its mates."""
+"""An image in a batch is the image alone: its queries, boxes, losses and gradients do not depend on the others."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def case(name: str) -> tuple[Config, nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_inference_of_an_image_does_not_depend_on_its_mates(name: str) -> None:
+def test_inference_of_an_image_does_not_depend_on_the_others(name: str) -> None:
     _, detector, images, mask = case(name)
     with torch.no_grad():
         together = detector(images, mask)
@@ -59,7 +59,7 @@ def test_inference_of_an_image_does_not_depend_on_its_mates(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_decoder_losses_and_gradients_of_an_image_do_not_depend_on_its_mates(name: str) -> None:
+def test_decoder_losses_and_gradients_of_an_image_do_not_depend_on_the_others(name: str) -> None:
     config, detector, images, mask = case(name)
     targets = [random_target(count, seed=i) for i, count in enumerate((3, 9, 0))]
     for i in range(2):

@@ -1,4 +1,4 @@
-"""How many queries are decoded: no more than an image needs, whatever its mates need; and padding changes nothing."""
+"""How many queries are decoded: no more than an image needs, whatever the others need; and padding changes nothing."""
 
 import pytest
 import torch

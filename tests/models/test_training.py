@@ -139,7 +139,7 @@ def test_diverged_predictions_are_an_error(value: float) -> None:
 
 @pytest.mark.parametrize("name", ["dino_aitodv2", "dino_d3q_aitodv2"])
 def test_hidden_denoising_padding_changes_only_images_with_fewer_objects(name: str) -> None:
-    """An image's denoising queries then do not feel how many objects its mates have."""
+    """An image's denoising queries then do not depend on how many objects other images have."""
     targets = [random_target(2), random_target(9, seed=1)]
     images, mask = random_images([(SIDE, SIDE)] * 2)
     boxes = {}

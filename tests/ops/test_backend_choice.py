@@ -92,3 +92,14 @@ def test_recomputation_uses_the_backend_of_the_forward_pass(chosen: list[str]) -
     in_a_thread(output.sum().backward)
     assert chosen == ["gather", "gather"]
     assert all(tensor.grad is not None for tensor in tensors)
+
+
+def test_a_compiled_recomputation_uses_the_backend_of_the_forward_pass(chosen: list[str]) -> None:
+    torch.compiler.reset()
+    module, tensors = Attend(), inputs()
+    run = torch.compile(lambda *each: call(module, *each, recompute=True), backend="aot_eager")
+    with forced_backend("gather"):
+        output = run(*tensors)
+    output.sum().backward()  # outside of the context
+    assert set(chosen) == {"gather"}
+    assert all(tensor.grad is not None for tensor in tensors)

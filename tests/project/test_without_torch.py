@@ -42,7 +42,11 @@ def started(*command: str) -> tuple[int, str, list[str]]:
         (["--eval"], 2, "error: --eval needs --resume"),
         ([*SCENES, "--set", "optim.lrr=1"], 2, "did you mean 'lr'"),
         (["--config", "configs/none.yaml"], 2, "configs/none.yaml"),
-        ([*SCENES, "--set", "model.backbone.out_strides=[4, 5]"], 2, "model.backbone.out_strides: this backbone has"),
+        (
+            [*SCENES, "--set", "model.backbone.out_strides=[4, 5]"],
+            2,
+            "model.backbone.out_strides: efficientnet_lite0 has",
+        ),
         ([*SCENES, "--set", "data.root=$NO_SUCH_VARIABLE"], 2, "NO_SUCH_VARIABLE is not set"),
         ([*SCENES, "--print-config"], 0, "mean: [0.498"),
         ([*SCENES, "--print-config", "--resume", "auto", "--set", "runtime.output_dir=runs/none"], 0, "runs/none"),

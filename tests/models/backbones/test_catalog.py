@@ -59,5 +59,5 @@ def test_a_value_that_the_entry_does_not_allow_is_refused_at_its_key(
 
 
 def test_a_backbone_built_without_a_config_keeps_the_rules() -> None:
-    with pytest.raises(ValueError, match=r"^out_strides: this backbone has strides 4, 8, 16, 32; got \[2, 4\]$"):
+    with pytest.raises(ValueError, match=r"^out_strides: resnet18 has strides 4, 8, 16, 32; got \[2, 4\]$"):
         build_backbone(name="resnet18", out_strides=[2, 4], base_width=8, frozen_batch_norm=True, frozen_stages=0)
