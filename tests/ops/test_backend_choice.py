@@ -1,6 +1,7 @@
 """A forced backend: chosen in the forward pass, by this thread alone, and kept by backward pass and recomputation."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from threading import Thread
 
@@ -94,10 +95,17 @@ def test_recomputation_uses_the_backend_of_the_forward_pass(chosen: list[str]) -
     assert all(tensor.grad is not None for tensor in tensors)
 
 
+class Operator(nn.Module):
+    """The operator itself: what it chooses is not traced."""
+
+    def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return operator(value, locations, weights)
+
+
 def test_a_compiled_recomputation_uses_the_backend_of_the_forward_pass(chosen: list[str]) -> None:
     torch.compiler.reset()
-    module, tensors = Attend(), inputs()
-    run = torch.compile(lambda *each: call(module, *each, recompute=True), backend="aot_eager")
+    module, tensors = Operator(), inputs()
+    run = torch.compile(partial(call, module, recompute=True), fullgraph=True, backend="aot_eager")
     with forced_backend("gather"):
         output = run(*tensors)
     output.sum().backward()  # outside of the context
