@@ -75,15 +75,18 @@ class CocoWriter:
         size: tuple[int, int],
         boxes: np.ndarray,
         labels: np.ndarray,
+        crowd: np.ndarray | None = None,
         notes: dict[str, str] | None = None,
     ) -> None:
-        """size (height, width) px; boxes (N, 4) xyxy px; labels (N,) 0..K-1; notes are further image fields."""
+        """size (height, width) px; boxes (N, 4) xyxy px; labels (N,) 0..K-1; crowd (N,) bool, where nothing is counted;
+        notes are further image fields."""
         image_id = len(self.images) + 1
         height, width = size
         entry = {"id": image_id, "file_name": file_name, "width": width, "height": height}
         self.images.append({**entry, **(notes or {})})
         corners = np.asarray(boxes, np.float64).reshape(-1, 4).round(_DECIMALS)
-        for (x0, y0, x1, y1), label in zip(corners.tolist(), labels.tolist(), strict=True):
+        ignored = np.zeros(len(corners), np.bool_) if crowd is None else crowd
+        for (x0, y0, x1, y1), label, crowded in zip(corners.tolist(), labels.tolist(), ignored.tolist(), strict=True):
             box = [x0, y0, round(x1 - x0, _DECIMALS), round(y1 - y0, _DECIMALS)]
             self.annotations.append(
                 {
@@ -92,7 +95,7 @@ class CocoWriter:
                     "category_id": label + 1,
                     "bbox": box,
                     "area": round(box[2] * box[3], 2 * _DECIMALS),
-                    "iscrowd": 0,
+                    "iscrowd": int(crowded),
                 }
             )
 

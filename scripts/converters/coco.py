@@ -1,0 +1,156 @@
+"""COCO JSON as tools export it: Roboflow, CVAT, Label Studio, FiftyOne; one file per split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.errors import DataError
+from scripts.support.image_sizes import display_size
+from scripts.support.raw_data import ConvertOptions, ImageIndex, RawData, RawImage, images_below, sound_box, split_of
+
+
+def convert(source: Path, options: ConvertOptions) -> RawData:
+    """Raises DataError, naming the file and entry."""
+    notes: Counter[str] = Counter()
+    files = coco_files(source)
+    if not files:
+        raise DataError(f"{source}: holds no COCO file (JSON with images, annotations and categories)")
+    contents = {path: json.loads(path.read_text(encoding="utf-8-sig")) for path in files}
+    classes = options.classes or _classes(contents, notes)
+    label_of = {name: label for label, name in enumerate(classes)}
+    index = ImageIndex(images_below(source))
+    splits: dict[str, list[RawImage]] = {}
+    for path, content in contents.items():
+        folders = path.relative_to(source).parts[:-1]
+        split = split_of(path.stem) or next((s for folder in reversed(folders) if (s := split_of(folder))), "train")
+        splits.setdefault(split, []).extend(_read(path, content, label_of, index, notes))
+    return RawData(tuple(classes), splits, +notes)
+
+
+def recognise(source: Path) -> str | None:
+    """Why the tree looks like this kind; None if it does not."""
+    files = coco_files(source)
+    return f"{files[0].relative_to(source)} is a COCO file" if files else None
+
+
+def coco_files(source: Path) -> list[Path]:
+    """JSON files with images, annotations and categories."""
+    found = []
+    for path in sorted(source.rglob("*.json")):
+        if path.name.startswith("._"):
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+        if isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations")):
+            found.append(path)
+    return found
+
+
+def _classes(contents: dict[Path, dict[str, Any]], notes: Counter[str]) -> tuple[str, ...]:
+    """By ascending id of the first file; without categories that are only the parent of others (Roboflow's root)."""
+    names: dict[str, None] = {}
+    for path, content in contents.items():
+        used = {_whole(each.get("category_id")) for each in content["annotations"]}
+        categories = content.get("categories") or []
+        parents = {each.get("supercategory") for each in categories}
+        try:
+            ordered = sorted(categories, key=lambda each: _whole(each["id"]))
+        except (KeyError, TypeError):
+            raise DataError(f"{path}: categories: each needs a whole number as its id") from None
+        for each in ordered:
+            if each["name"] in parents and _whole(each["id"]) not in used and len(categories) > 1:
+                notes[f"category_without_boxes: {each['name']}"] += 1
+            else:
+                names.setdefault(str(each["name"]))
+    return tuple(names)
+
+
+def _read(
+    path: Path, content: dict[str, Any], label_of: dict[str, int], index: ImageIndex, notes: Counter[str]
+) -> list[RawImage]:
+    name_of = {_whole(each["id"]): str(each["name"]) for each in content.get("categories") or []}
+    objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for each in content["annotations"]:
+        objects[str(each.get("image_id"))].append(each)
+    images = []
+    for place, entry in enumerate(content["images"]):
+        where = f"{path}: images[{place}]"
+        file = _find(path, str(entry.get("file_name") or ""), index, notes)
+        if file is None:
+            raise DataError(
+                f"{where}: {entry.get('file_name')!r}: no such image below {path.parent}, or two of that name"
+            )
+        rows = []
+        size = display_size(file)
+        if _differs(entry, size):
+            raise DataError(
+                f"{where}: {file.name} is {size[1]} x {size[0]} px, but the file says {entry.get('width')} x "
+                f"{entry.get('height')}; boxes would be misplaced"
+            )
+        for each in objects.pop(str(entry.get("id")), []):
+            box = _box(each, size, f"{path}: annotation {each.get('id')}", notes)
+            name = name_of.get(_whole(each.get("category_id")))
+            if name is None or name not in label_of:
+                notes["annotation_of_unknown_category"] += 1
+            elif sound_box(box, notes):
+                crowd = bool(each.get("iscrowd") or 0)
+                rows.append((box, label_of[name], crowd or bool(each.get("ignore") or 0)))
+        images.append(RawImage.of_rows(file, file.name, rows))
+    notes["annotation_of_unknown_image"] += sum(map(len, objects.values()))
+    return images
+
+
+def _whole(value: Any) -> Any:
+    """Ids as text are numbers."""
+    return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdecimal() else value
+
+
+def _find(path: Path, name: str, index: ImageIndex, notes: Counter[str]) -> Path | None:
+    """Beside the JSON, below it, or anywhere by name."""
+    direct = path.parent / name.replace("\\", "/")
+    if name and direct.is_file():
+        return direct
+    found = index.find(name)
+    notes["image_found_elsewhere"] += found is not None
+    return found
+
+
+def _differs(entry: dict[str, Any], size: tuple[int, int]) -> bool:
+    known = [entry.get("height"), entry.get("width")]
+    return all(isinstance(side, int) and side > 0 for side in known) and tuple(known) != size
+
+
+def _box(entry: dict[str, Any], size: tuple[int, int], where: str, notes: Counter[str]) -> list[float]:
+    """xyxy px; from the segmentation where there is no box; negative sizes are turned around."""
+    box = entry.get("bbox")
+    if not box and entry.get("segmentation"):
+        notes["box_from_segmentation"] += 1
+        return _box_of_segmentation(entry["segmentation"], size, where)
+    try:
+        x, y, w, h = (float(value) for value in box)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: bbox {box!r} is not [x, y, width, height]") from None
+    notes["negative_size_turned"] += w < 0 or h < 0
+    return [min(x, x + w), min(y, y + h), max(x, x + w), max(y, y + h)]
+
+
+def _box_of_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> list[float]:
+    """Polygons or run lengths, by pycocotools."""
+    if isinstance(segmentation, list):
+        points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in segmentation])
+        return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
+    from pycocotools import mask
+
+    try:
+        coded = mask.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
+        x, y, w, h = mask.toBbox(coded).tolist()
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: segmentation cannot be read ({error})") from None
+    return [x, y, x + w, y + h]

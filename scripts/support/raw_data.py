@@ -1,0 +1,167 @@
+"""A labelled data set as it was found: images with boxes, by split, and what was fixed or dropped on the way."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datasets.errors import DataError
+
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".jp2"])
+SPLIT_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training", "trainval", "obj_train_data", "default"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "obj_valid_data"), "val"),
+    **dict.fromkeys(("test", "testing", "test-dev"), "test"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RawImage:
+    """One image.
+
+    file     where it is
+    name     in the prepared data set, relative, with forward slashes
+    boxes    (N, 4)  float64 xyxy px
+    labels   (N,)    int64
+    ignored  (N,)    bool, objects that are neither learned nor counted ("difficult")
+    regions  (M, 4)  float64 xyxy px, where nothing of any class is learned or counted
+    """
+
+    file: Path
+    name: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignored: np.ndarray
+    regions: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+    @classmethod
+    def of_rows(
+        cls, file: Path, name: str, rows: Sequence[tuple[Sequence[float], int, bool]], regions: Sequence[object] = ()
+    ) -> RawImage:
+        """From rows (box, label, ignored)."""
+        return cls(
+            file=file,
+            name=name,
+            boxes=np.array([box for box, _, _ in rows], np.float64).reshape(-1, 4),
+            labels=np.array([label for _, label, _ in rows], np.int64),
+            ignored=np.array([ignored for *_, ignored in rows], np.bool_),
+            regions=np.array(regions, np.float64).reshape(-1, 4),
+        )
+
+
+@dataclass
+class RawData:
+    """A data set.
+
+    classes   names, in the order of the labels
+    splits    train, val, test -> images
+    notes     what was fixed or dropped, by reason
+    remarks   what the user should know
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[RawImage]]
+    notes: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What a user chose about the reading of a tree.
+
+    classes       names, in their order; None: those that the tree says
+    voc_origin    first pixel of VOC boxes
+    num_classes   of VisDrone: 10, 11 or 12
+    """
+
+    classes: tuple[str, ...] | None = None
+    voc_origin: int = 1
+    num_classes: int = 10
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images of a folder and its subfolders, in order; without hidden files (`._x.png` of macOS)."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
+
+
+class ImageIndex:
+    """Finds images by names that other machines wrote: other folders, backslashes, other endings, hashes in front."""
+
+    def __init__(self, images: Iterable[Path]) -> None:
+        self.images = list(images)
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in self.images:
+            self._by_name.setdefault(path.name.lower(), []).append(path)
+            self._by_stem.setdefault(path.stem.lower(), []).append(path)
+
+    def find(self, name: str) -> Path | None:
+        """The image with the longest common end of the path; None if there is none, or if two are as good."""
+        parts = [part for part in re.split(r"[\\/]+", name.lower()) if part not in ("", ".", "..")]
+        if not parts:
+            return None
+        last = parts[-1]
+        candidates = self._by_name.get(last) or self._by_stem.get(Path(last).stem) or self._by_stem.get(last)
+        if not candidates and re.match(r"[0-9a-f]{6,}[-_]", last):
+            unhashed = re.split(r"[-_]", last, maxsplit=1)[1]
+            candidates = self._by_name.get(unhashed)
+        if not candidates:
+            return None
+        ranked = sorted(candidates, key=lambda path: -_common_end(path, parts))
+        tied = len(ranked) > 1 and _common_end(ranked[0], parts) == _common_end(ranked[1], parts)
+        return None if tied else ranked[0]
+
+
+def _common_end(path: Path, parts: Sequence[str]) -> int:
+    """How many folders above the file agree."""
+    count = 0
+    for ours, theirs in zip(path.parts[-2::-1], parts[-2::-1], strict=False):
+        if ours.lower() != theirs:
+            break
+        count += 1
+    return count
+
+
+def split_of(name: str) -> str | None:
+    """train, val or test, from a name such as valid, test-dev, instances_train2017 or VisDrone2019-DET-val."""
+    words = re.split(r"[^a-z]+", name.lower())
+    for word in (name.lower(), *words):
+        if word in SPLIT_NAMES:
+            return SPLIT_NAMES[word]
+    return None
+
+
+def sound_box(box: Sequence[float], notes: Counter[str]) -> bool:
+    """Whether a box is finite and has an area; counts why not."""
+    x0, y0, x1, y1 = box
+    if not np.isfinite(box).all():
+        notes["box_not_finite"] += 1
+        return False
+    if x1 <= x0 or y1 <= y0:
+        notes["box_without_area"] += 1
+        return False
+    return True
+
+
+def unique_names(files: Sequence[Path], root: Path) -> list[str]:
+    """Names of images in the prepared data set: the shortest ends of their paths, below root, that are unique."""
+    names = [file.name for file in files]
+    if len(set(names)) == len(names):
+        return names
+    return [file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name for file in files]
+
+
+def require_images(data: RawData, source: Path) -> None:
+    """Raises DataError for a data set without images, objects or classes."""
+    if not data.classes:
+        raise DataError(f"{source}: names no classes; give them with --classes a,b,c")
+    if not any(data.splits.values()):
+        raise DataError(f"{source}: holds no labelled image")
+    if not any(len(image.labels) for images in data.splits.values() for image in images):
+        raise DataError(f"{source}: holds no object (found: {dict(data.notes) or 'nothing'})")
