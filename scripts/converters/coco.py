@@ -23,9 +23,10 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     contents = {path: json.loads(path.read_text(encoding="utf-8-sig")) for path in files}
     classes = options.classes or _classes(contents, notes)
     label_of = {name: label for label, name in enumerate(classes)}
-    index = ImageIndex(images_below(source))
     splits: dict[str, list[RawImage]] = {}
     for path, content in contents.items():
+        # A split's own folder, where there is one: other splits may have images of the same names.
+        index = ImageIndex(images_below(path.parent) or images_below(source))
         folders = path.relative_to(source).parts[:-1]
         split = split_of(path.stem) or next((s for folder in reversed(folders) if (s := split_of(folder))), "train")
         splits.setdefault(split, []).extend(_read(path, content, label_of, index, notes))

@@ -40,7 +40,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     label_of = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[tuple[Path, Path]]] = {}
     for path in files:
-        image = index.find(path.stem)
+        image = index.find(path.stem, near=path)
         if image is None:
             notes["label_file_without_image"] += 1
             continue

@@ -19,7 +19,9 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     index = ImageIndex(images_below(source))
     files = xml_files(source)
     parsed = {path.stem: (path, _parse(path)) for path in files}
-    names = options.classes or tuple(sorted({n for _, root in parsed.values() for n in _names(root)}, key=str.lower))
+    names = options.classes or tuple(
+        sorted({n for _, root in parsed.values() for n in _names(root)}, key=lambda n: (n.lower(), n))
+    )
     label_of = {name.lower(): label for label, name in enumerate(dict.fromkeys(name.lower() for name in names))}
     spelled: dict[str, str] = {}
     for name in names:
@@ -28,7 +30,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     splits: dict[str, list[RawImage]] = {}
     listed = read_lists(source)
     for stem, (path, root) in parsed.items():
-        image = index.find(stem) or index.find(root.findtext("filename") or "")
+        image = index.find(stem, near=path) or index.find(root.findtext("filename") or "", near=path)
         if image is None:
             notes["annotation_without_image"] += 1
             continue

@@ -101,8 +101,9 @@ class ImageIndex:
             self._by_name.setdefault(path.name.lower(), []).append(path)
             self._by_stem.setdefault(path.stem.lower(), []).append(path)
 
-    def find(self, name: str) -> Path | None:
-        """The image with the longest common end of the path; None if there is none, or if two are as good."""
+    def find(self, name: str, *, near: Path | None = None) -> Path | None:
+        """The image with the longest common end of the path, then the nearest to a folder; None if there is none, or if
+        two are as good."""
         parts = [part for part in re.split(r"[\\/]+", name.lower()) if part not in ("", ".", "..")]
         if not parts:
             return None
@@ -113,9 +114,13 @@ class ImageIndex:
             candidates = self._by_name.get(unhashed)
         if not candidates:
             return None
-        ranked = sorted(candidates, key=lambda path: -_common_end(path, parts))
-        tied = len(ranked) > 1 and _common_end(ranked[0], parts) == _common_end(ranked[1], parts)
-        return None if tied else ranked[0]
+
+        def rank(path: Path) -> tuple[int, int]:
+            together = 0 if near is None else sum(a == b for a, b in zip(path.parts, near.parts, strict=False))
+            return _common_end(path, parts), together
+
+        ranked = sorted(candidates, key=rank, reverse=True)
+        return None if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]) else ranked[0]
 
 
 def _common_end(path: Path, parts: Sequence[str]) -> int:
