@@ -10,6 +10,7 @@
     python scripts/benchmark.py targets                  density targets, against the published loop
     python scripts/benchmark.py data                     reading images, and a large annotation file with its workers
     python scripts/benchmark.py eval                     the metrics at AI-TOD's density, against pycocotools
+    python scripts/benchmark.py predict --resume X --data D   a mosaic in tiles, against its images alone
     python scripts/benchmark.py ops --json ops.json      the table as data too
 
 Run it from the repository's root on an otherwise idle machine. docs/benchmarks.md has results.
@@ -36,6 +37,7 @@ from scripts.benchmarks import (
     memory,
     model,
     operator,
+    prediction,
     targets,
     train,
 )
@@ -51,6 +53,7 @@ PARTS = {
     "targets": targets,
     "data": data,
     "eval": evaluation,
+    "predict": prediction,
 }
 """Each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""
 

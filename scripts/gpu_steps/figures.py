@@ -15,6 +15,14 @@ def last_line(log: Path) -> Figures:
     return Figures(lines[-1].strip() if lines else "")
 
 
+def prediction(log: Path) -> Figures:
+    """Of `scripts/predict.py`: detections and time."""
+    lines = log.read_text(errors="replace").splitlines()
+    return Figures(
+        "; ".join(" ".join(line.split()) for line in lines if line.startswith(("detections", "tiles", "time")))
+    )
+
+
 def built(log: Path) -> Figures:
     """Of `python -m ops.build`: time, devices, and the reason for missing ones."""
     lines = [line.removeprefix("ops: ") for line in log.read_text(errors="replace").splitlines() if "built" in line]

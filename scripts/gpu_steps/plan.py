@@ -78,6 +78,7 @@ def steps(day: Day) -> Iterator[Step]:
     yield from _operator(day, "float32")
     yield from _training(day)
     yield from _epoch(day)
+    yield _predict(day)
     yield _resume(day, processes=1)
     yield _sanitizer(day, "memcheck")
     yield from _operator(day, "bfloat16")
@@ -171,6 +172,20 @@ def _epoch(day: Day) -> Iterator[Step]:
         limit=240,
         missing="" if made else "there are no scenes",
         read=partial(_evaluation, day, run, "ImageNet's" if weights else "random"),
+    )
+
+
+def _predict(day: Day) -> Step:
+    """Tiles through the detector of the epoch: the scenes' own images, at half their size."""
+    trained, out = day.work / "epoch" / "last.pth", day.work / "predicted"
+    tile = 32 if day.rehearsal else 128
+    options = ["--tile", tile, "--out", out, "--formats", "coco,csv", "--conf", "0.1"]
+    return Step(
+        name="predict",
+        command=day.script("scripts/predict.py", "--resume", trained, day.work / "scenes" / "val", *options),
+        limit=120,
+        missing="" if trained.is_file() else "there is no trained detector",
+        read=figures.prediction,
     )
 
 

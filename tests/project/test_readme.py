@@ -23,7 +23,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_files_of_a_command_exist(command: str) -> None:
-    made_by_the_user = ("runs/", ".venv/")
+    made_by_the_user = ("runs/", "data/", ".venv/")
     for word in shlex.split(command):
         if re.search(r"\.(py|sh|yaml)$", word) and not word.startswith(made_by_the_user):
             assert (ROOT / word).is_file(), word

@@ -35,7 +35,7 @@ def test_the_rehearsal_goes_to_the_end(tmp_path: Path) -> None:
     assert {name for name, text in lines.items() if text.startswith("not run")} - {"weights"} == NEEDS_GPUS
     assert all(": " not in lines[name] and "needs" in lines[name] for name in NEEDS_GPUS)
     done = {name for name, text in lines.items() if text.startswith("passed")}
-    assert {"machine", "build", "check", "operator_float32", "training", "scenes", "epoch", "resume"} <= done
+    assert {"machine", "build", "check", "operator_float32", "training", "scenes", "epoch", "predict", "resume"} <= done
     day = tmp_path / "day"
     assert not (day / "work").exists()
     assert {f"{name}.log" for name in done} <= {path.name for path in day.iterdir()}
@@ -64,8 +64,8 @@ def test_the_steps_of_a_day_with_gpus(tmp_path: Path, monkeypatch: pytest.Monkey
         {"CUDA_VISIBLE_DEVICES": "3"},
         {"CUDA_VISIBLE_DEVICES": "GPU-5e"},
     ]
-    # An epoch needs scenes, which this test does not make.
-    assert {step.name for step in made if step.missing} == {"epoch"}
+    # An epoch needs scenes, which this test does not make, and a prediction the detector of the epoch.
+    assert {step.name for step in made if step.missing} == {"epoch", "predict"}
     by_program: dict[str, list[list[str]]] = {}
     for step in made:
         by_program.setdefault(step.command[1], []).append(list(step.command[2:]))
