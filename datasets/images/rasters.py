@@ -76,16 +76,16 @@ def open_raster(file: ImageFile, options: RasterOptions) -> Raster:
 
     Raises DataError, and MissingExtraError if `bands` or `stretch` are given without rasterio.
     """
-    from datasets.images.windowed import WindowedRaster, has_rasterio, is_georeferenced
+    from datasets.images.windowed import WindowedRaster, has_rasterio, read_tiff_header
 
     if not file.path.is_file():
         inspect_image(file)  # raises
     windowed = options.bands is not None or options.stretch is not None
     if windowed and not has_rasterio():
         raise MissingExtraError(f"--bands and --stretch need rasterio: {GEO_EXTRA}")
-    size = _tiff_size(file)
-    placed = size is not None and is_georeferenced(file.path)
-    if windowed or (size is not None and has_rasterio() and (placed or size[0] * size[1] > options.max_pixels)):
+    header = read_tiff_header(file.path)
+    placed = header is not None and header.georeferenced
+    if windowed or (header is not None and has_rasterio() and (placed or header.pixels > options.max_pixels)):
         return WindowedRaster(file.path, bands=options.bands, stretch=options.stretch)
     remark = f"it is georeferenced; for coordinates and windowed reading: {GEO_EXTRA}" if placed else ""
     return DecodedImage(file, options, remark=remark)
@@ -129,19 +129,3 @@ class DecodedImage:
             options = self._options
             self._image = read_image(self._file, max_pixels=options.max_pixels, exif=options.exif, limit=LIMIT)
         return self._image
-
-
-def _tiff_size(file: ImageFile) -> tuple[int, int] | None:
-    """(width, height) of a TIFF; None for other files."""
-    try:
-        with file.path.open("rb") as stream:
-            if stream.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                return None
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            with Image.open(file.path, formats=["TIFF"]) as image:
-                return image.size
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError):
-        return 0, 0  # damaged, or of a kind that Pillow does not know

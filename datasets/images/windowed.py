@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,29 @@ def has_rasterio() -> bool:
     return True
 
 
-def is_georeferenced(path: Path) -> bool:
-    """Whether the TIFF says where it lies, in its own tags."""
+@dataclass(frozen=True)
+class TiffHeader:
+    """Of a TIFF: its size, and whether its own tags say where it lies."""
+
+    pixels: int
+    georeferenced: bool
+
+
+def read_tiff_header(path: Path) -> TiffHeader | None:
+    """None for other files. A TIFF that Pillow cannot open counts as georeferenced: rasterio says what it is."""
+    with path.open("rb") as stream:
+        if stream.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return None
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # nothing is decoded
     try:
         with Image.open(path, formats=["TIFF"]) as image:
             tags = image.tag_v2  # type: ignore[attr-defined]
-            return _GEO_KEYS in tags and (_MATRIX in tags or (_SCALE in tags and _POINTS in tags))
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, Image.DecompressionBombError):
-        return True  # rasterio says what it is
+            placed = _GEO_KEYS in tags and (_MATRIX in tags or (_SCALE in tags and _POINTS in tags))
+            return TiffHeader(image.width * image.height, placed)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError):
+        return TiffHeader(0, True)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 class WindowedRaster:

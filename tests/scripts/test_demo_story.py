@@ -29,8 +29,8 @@ def test_the_lines_of_a_sound_run(run: Path) -> None:
         True,
         [
             "resume check  the checkpoint gives exactly the numbers of the run",
-            "count         off by 5.9 objects of 24 per image (bias +5.5); 91 queries per image, where a fixed budget has "
-            "450, and enough of them in 98 % of the images",
+            "count         off by 5.9 objects of 24 per image (bias +5.5); 91 queries per image, where a fixed budget "
+            "has 450, and enough of them in 98 % of the images",
             "time          12 minutes since set-up; 5.0 images/s in the evaluation",
         ],
     )
