@@ -9,6 +9,7 @@ from PIL import Image
 
 from engine.distributed.processes import Processes, gather_rows
 from engine.evaluation.evaluate import ImagePrediction
+from engine.prediction.ahead import ahead
 from engine.prediction.merging import merge_tiles
 from engine.prediction.records import FoundObjects
 from engine.prediction.tiles import TilePlan
@@ -90,11 +91,14 @@ def search_tiles(
 
     Batches are cut from all tiles, blank ones included, so that they are the same on any number of processes.
     """
-    found = []
-    for first in range(rank * batch_size, len(plan), world_size * batch_size):
+
+    def read_batch(first: int) -> list[tuple[int, Image.Image]]:
         batch = range(first, min(first + batch_size, len(plan)))
         images = [(tile, read(tuple(plan.boxes[tile].tolist()))) for tile in batch]
-        seen = [(tile, image) for tile, image in images if image is not None and not is_blank(image)]
+        return [(tile, image) for tile, image in images if image is not None and not is_blank(image)]
+
+    found = []
+    for seen in ahead(read_batch, range(rank * batch_size, len(plan), world_size * batch_size)):
         if seen:
             predictions = detect([image for _, image in seen])
             found += [tile_findings(plan, tile, p, selection) for (tile, _), p in zip(seen, predictions, strict=True)]

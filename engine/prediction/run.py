@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from PIL import Image
 
 from datasets.structures import DataError, Georeference
 from engine.distributed.processes import Processes, gather_lines
+from engine.prediction.ahead import ahead
 from engine.prediction.images import (
     Detect,
     ImageFindings,
@@ -64,6 +66,35 @@ class Unit:
     entries: Sequence[Entry]
     shared: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its images are of one tile each."""
+        plan = self.entries[0].plan
+        return plan is not None and len(plan) == 1
+
+
+@dataclass(frozen=True)
+class OpenedUnit:
+    """Images of one tile each, decoded, and those that could not be."""
+
+    images: Sequence[tuple[Entry, OpenImage, Image.Image]]
+    skipped: Sequence[ImageResult]
+    seconds: float
+
+
+def _open(unit: Unit) -> OpenedUnit:
+    start = time.perf_counter()
+    images, problems = [], []
+    for entry in unit.entries:
+        try:
+            image = entry.open()
+            pixels = image.read((0, 0, image.width, image.height))
+        except DataError as error:
+            problems.append(skipped(entry, error.summary()))
+            continue
+        images.append((entry, image, Image.new("RGB", (image.width, image.height)) if pixels is None else pixels))
+    return OpenedUnit(images, problems, time.perf_counter() - start)
+
 
 Finished = Callable[[ImageResult, OpenImage, ImageFindings], None]
 """Called for each image that was predicted, while its pixels are in memory"""
@@ -89,38 +120,29 @@ class Prediction:
         todo = [unit for unit in units if any(entry.image_id not in recorded for entry in unit.entries)]
         rank, world_size = self.processes.rank, self.processes.world_size
         own = [unit for unit in todo if not unit.shared][rank::world_size]
-        for unit in [unit for unit in todo if unit.shared] + own:
-            plan = unit.entries[0].plan
-            whole = plan is not None and len(plan) == 1
-            results = self._whole_images(unit.entries) if whole else self._tiled(unit)
-            if not unit.shared or self.processes.is_main:
-                yield [result for result in results if result.image_id not in recorded]
+        whole = [unit for unit in own if unit.is_whole]
+        for results in chain(
+            (self._tiled(unit) for unit in [unit for unit in todo if unit.shared]),
+            (self._tiled(unit) for unit in own if not unit.is_whole),
+            (self._whole_images(opened) for opened in ahead(_open, whole)),
+        ):
+            yield [result for result in results if result.image_id not in recorded]
 
-    def _whole_images(self, entries: Sequence[Entry]) -> list[ImageResult]:
+    def _whole_images(self, opened: OpenedUnit) -> list[ImageResult]:
         """Images of one tile each, in one batch."""
         start = time.perf_counter()
-        opened: list[tuple[Entry, OpenImage, Image.Image]] = []
-        results = []
-        for entry in entries:
-            try:
-                image = entry.open()
-                pixels = image.read((0, 0, image.width, image.height))
-            except DataError as error:
-                results.append(skipped(entry, error.summary()))
-                continue
-            if pixels is None:
-                pixels = Image.new("RGB", (image.width, image.height))
-            opened.append((entry, image, pixels))
-        predictions = self.detect([pixels for _, _, pixels in opened]) if opened else []
-        seconds = (time.perf_counter() - start) / max(len(opened), 1)
-        for (entry, image, _), prediction in zip(opened, predictions, strict=True):
+        predictions = self.detect([pixels for _, _, pixels in opened.images]) if opened.images else []
+        seconds = (opened.seconds + time.perf_counter() - start) / max(len(opened.images), 1)
+        results = list(opened.skipped)
+        for (entry, image, _), prediction in zip(opened.images, predictions, strict=True):
             assert entry.plan is not None
             findings = merge_findings(entry.plan, tile_findings(entry.plan, 0, prediction, self.selection))
             results.append(self._finish(entry, image, findings, seconds, shared=False))
         return results
 
     def _tiled(self, unit: Unit) -> list[ImageResult]:
-        """An image of several tiles, or one that cannot be read; if it is shared, on all processes."""
+        """An image of several tiles, or one that cannot be read; if it is shared, on all processes, and the result is
+        that of rank 0."""
         (entry,) = unit.entries
         start = time.perf_counter()
         plan, problem, image, findings = entry.plan, entry.problem, None, None
@@ -145,9 +167,10 @@ class Prediction:
         if problem or plan is None or image is None or findings is None:
             if image is not None:
                 image.close()
-            return [skipped(entry, problem)]
+            return [skipped(entry, problem)] if not unit.shared or self.processes.is_main else []
         merged = merge_findings(plan, findings if share is None else findings.gathered(share))
-        return [self._finish(entry, image, merged, time.perf_counter() - start, shared=unit.shared)]
+        result = self._finish(entry, image, merged, time.perf_counter() - start, shared=unit.shared)
+        return [result] if not unit.shared or self.processes.is_main else []
 
     def _finish(
         self, entry: Entry, image: OpenImage, findings: ImageFindings, seconds: float, *, shared: bool
