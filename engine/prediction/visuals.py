@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from engine.drawing import INK, PAPER, Colour, Line, beside, colour_bar, colour_map, resized, stack, swatch, text_line
+from engine.drawing import INK, PAPER, Colour, Line, beside, colour_bar, colour_map, resized, stack, text_line
 from engine.prediction.outputs import safe_name
 from engine.prediction.records import ImageResult
 
@@ -71,7 +71,8 @@ def _legend(labels: np.ndarray, class_names: Sequence[str]) -> Line:
     counts = Counter(labels.tolist()).most_common()
     line: Line = []
     for label, count in counts[:_SHOWN]:
-        line += [swatch(_colour(label)), f"{class_names[label]} {count}  "]
+        framed = ImageOps.expand(Image.new("RGB", (12, 12), _colour(label)), 1, INK)  # white is one of the colours
+        line += [framed, f"{class_names[label]} {count}  "]
     return [*line, f"and {len(counts) - _SHOWN} more classes"] if len(counts) > _SHOWN else line
 
 
