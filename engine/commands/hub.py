@@ -13,6 +13,8 @@ from datasets.images.decode import ImageFile
 from datasets.images.rasters import RasterOptions, open_raster
 from engine.checkpoints.checkpoint import CheckpointError
 from engine.commands.predict import Predictor, load_predictor
+from engine.distributed.processes import Processes
+from engine.distributed.rendezvous import StartError
 from engine.prediction.images import Selection, merge_findings, search_tiles, tile_findings
 from engine.prediction.tiles import plan_tiles
 
@@ -124,10 +126,21 @@ def load_detector(
 ) -> ImageDetector:
     """The detector of a checkpoint. Raises CheckpointError if it is of another system than asked for."""
     path = Path(checkpoint)
-    predictor = load_predictor(path, device=device, scores=scores)
+    with torch.random.fork_rng():  # the initial weights are drawn, then replaced
+        predictor = load_predictor(path, device=device, scores=scores, start=_one_process)
     if (found := system_of(predictor.config)) != system:
         raise CheckpointError(f"{path}: holds a {found}, not a {system}; use the entry point {found}")
     return ImageDetector(predictor)
+
+
+def _one_process(config: Config) -> Processes:
+    """Of a program that is not ours: its process group, threads and random numbers stay as they are."""
+    device = config.runtime.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise StartError("device cuda: this machine shows no GPU; use auto or cpu")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    chosen = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return Processes(rank=0, world_size=1, device=chosen)
 
 
 def system_of(config: Config) -> str:

@@ -1,7 +1,7 @@
 """Prediction on a user's own images with a checkpoint: `scripts/predict.py` and `hubconf.py` call it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,13 +75,19 @@ class Predictor:
 
 
 def load_predictor(
-    path: Path, *, settings: Sequence[str] = (), scores: str = "corrected", device: str | None = None
+    path: Path,
+    *,
+    settings: Sequence[str] = (),
+    scores: str = "corrected",
+    device: str | None = None,
+    start: Callable[[Config], Processes] = start_runtime,
 ) -> Predictor:
     """Build the detector of a checkpoint. Raises CheckpointError, ConfigError and StartError.
 
     settings   KEY=VALUE overrides of its config
     scores     published, or corrected where the head allows it
     device     auto | cpu | cuda; None: of the config
+    start      starts the processes
     """
     tune_allocation()
     checkpoint = load_checkpoint(path)
@@ -91,8 +97,7 @@ def load_predictor(
         config = replace(config, evaluation=replace(config.evaluation, scores="corrected"))
     elif scores == "published":
         config = replace(config, evaluation=replace(config.evaluation, scores="published"))
-    processes = start_runtime(config)
-    return build_predictor(config, checkpoint, path, processes)
+    return build_predictor(config, checkpoint, path, start(config))
 
 
 def build_predictor(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> Predictor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from scripts.support.raw_data import ConvertOptions, ImageIndex, RawData, RawIma
 def convert(source: Path, options: ConvertOptions) -> RawData:
     """Raises DataError, naming the file and entry."""
     notes: Counter[str] = Counter()
-    files = coco_files(source)
+    files = without_unions(coco_files(source), notes)
     if not files:
         raise DataError(f"{source}: holds no COCO file (JSON with images, annotations and categories)")
     contents = {path: json.loads(path.read_text(encoding="utf-8-sig")) for path in files}
@@ -52,6 +53,18 @@ def coco_files(source: Path) -> list[Path]:
         if isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations")):
             found.append(path)
     return found
+
+
+def without_unions(files: list[Path], notes: Counter[str]) -> list[Path]:
+    """AI-TOD has train, val, trainval and test: with a test file trainval is trained on, otherwise train."""
+    words = {path: re.split(r"[^a-z]+", path.stem.lower()) for path in files}
+    unions = [path for path in files if "trainval" in words[path]]
+    parts = [path for path in files if path not in unions and split_of(path.stem) in ("train", "val")]
+    if not unions or not parts:
+        return files
+    dropped = parts if any(split_of(path.stem) == "test" for path in files) else unions
+    notes["file_of_another_split_of_the_same_images"] += len(dropped)
+    return [path for path in files if path not in dropped]
 
 
 def _classes(contents: dict[Path, dict[str, Any]], notes: Counter[str]) -> tuple[str, ...]:

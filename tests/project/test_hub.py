@@ -13,6 +13,7 @@ from configs.loader import dump_config
 from datasets.structures import DataError
 from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_checkpoint
 from engine.commands.hub import ImageDetector
+from engine.distributed.rendezvous import StartError
 from tests.support.shrunken import SYSTEMS, small_config, small_detector
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,27 @@ def test_large_images_are_cut_into_tiles(detector: ImageDetector) -> None:
 def test_other_input_is_refused(detector: ImageDetector, image: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         detector.predict(image)  # type: ignore[arg-type]
+
+
+def test_the_program_that_loads_it_keeps_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers and threads, also under torchrun, whose process group is not ours."""
+    path = save(tmp_path / "x.pth", "dino_aitodv2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    torch.manual_seed(3)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(3)
+    load("dino", path)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pth", "dino_aitodv2")
+    with pytest.raises(StartError, match="device cuda: this machine shows no GPU; use auto or cpu"):
+        torch.hub.load(str(ROOT), "dino", source="local", checkpoint=path, device="cuda")
 
 
 def test_a_checkpoint_of_another_system_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,23 @@ def exported_coco(root: Path) -> None:
         write(root / split / "_annotations.coco.json", json.dumps(content))
 
 
+def aitod(root: Path) -> None:
+    """Four files under the names of the devkit, ids from 0, `ignore`, images in images/."""
+    members = {"train": (0,), "val": (1,), "trainval": (0, 1), "test": (2,)}
+    categories = [{"id": 1, "name": "airplane"}, {"id": 6, "name": "vehicle"}]
+    for split, numbers in members.items():
+        images = [
+            {"id": i, "file_name": f"{n}__0_0.png", "width": WIDTH, "height": HEIGHT} for i, n in enumerate(numbers)
+        ]
+        annotations = [coco_annotation(2 * i, i, 6) for i in range(len(numbers))]
+        annotations += [coco_annotation(2 * i + 1, i, 1, bbox=[40, 40, 4, 4], ignore=1) for i in range(len(numbers))]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write(root / "annotations" / f"aitodv2_{split}.json", json.dumps(content))
+    for split, numbers in (("trainval", (0, 1)), ("test", (2,))):
+        for number in numbers:
+            draw(root / "images" / split / f"{number}__0_0.png")
+
+
 def visdrone(root: Path) -> None:
     """A comma at the end, an ignored region, score 0, others, a zero height."""
     for split in ("train", "val"):
@@ -193,6 +210,10 @@ TREES: dict[str, tuple[Layout, str, dict[str, int], dict[str, int]]] = {
             "image_found_elsewhere": 4,
             "negative_size_turned": 2,
         },
+    ),
+    "aitod": (
+        *(aitod, "coco", {"airplane": 0, "vehicle": 2}),
+        {"file_of_another_split_of_the_same_images": 2, "image_found_elsewhere": 3},
     ),
     "visdrone": (
         *(visdrone, "visdrone", {"car": 2, "pedestrian": 0}),
