@@ -12,6 +12,10 @@ from typing import Any
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from engine.console import guard_console
+
 
 def tell(run: Path, seconds: float) -> tuple[bool, list[str]]:
     """Whether both evaluations have the same numbers, and the lines.
@@ -45,6 +49,7 @@ def _time(report: dict[str, Any], seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    guard_console()
     agrees, lines = tell(Path(sys.argv[1]), float(sys.argv[2]))
     print("\n".join(lines))
     sys.exit(not agrees)

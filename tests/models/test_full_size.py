@@ -29,7 +29,8 @@ def test_every_shipped_experiment_builds(path: Path) -> None:
     with torch.device("meta"):
         detector = build_detector(config)
     assert isinstance(detector.query_budget, FixedBudget if config.model.d3q is None else DensityBudget)
-    assert len(build_criterion(config).auxiliary_losses) == (config.model.d3q is not None)
+    losses = (config.model.d3q is not None) + (config.criterion.count_weight > 0)
+    assert len(build_criterion(config).auxiliary_losses) == losses
     assert build_postprocess(config).max_detections == config.model.num_queries
     if path.stem in PUBLISHED:
         frozen = [m for m in detector.modules() if isinstance(m, FrozenBatchNorm2d)]
