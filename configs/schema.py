@@ -339,6 +339,12 @@ class DataConfig:
     """Probability of a horizontal flip in training."""
     vertical_flip_prob: float = 0.0
     """Probability of a vertical flip in training; overhead images allow it."""
+    rotate_prob: float = 0.0
+    """Probability of a rotation by 90 degrees in training. 0.5 gives all eight orientations, with both flips at
+    0.5."""
+    scale_jitter: tuple[float, float] | None = None
+    """Smallest and largest factor of a random scale in training, log-uniform, on top of image_size. Larger images are
+    cropped to crop_size, or image_size, at a random place; smaller ones are padded. null for none."""
     brightness: float = 0.0
     """Random brightness and contrast change in training, as a share; 0 for none."""
     drop_empty: bool = False
@@ -372,10 +378,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "max_image_pixels")
         require_not_negative(self, "num_workers", "worker_timeout", "brightness")
-        require_probability(self, "flip_prob", "vertical_flip_prob")
+        require_probability(self, "flip_prob", "vertical_flip_prob", "rotate_prob")
         require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")
         if self.crop_size is not None:
             require(min(self.crop_size) >= 16, "crop_size", f"sides must be >= 16 px, got {list(self.crop_size)}")
+        if self.scale_jitter is not None:
+            low, high = self.scale_jitter
+            require(0.1 <= low <= high <= 10, "scale_jitter", f"must be 0.1 <= low <= high <= 10, got {[low, high]}")
         require((self.mean is None) == (self.std is None), "std", "give mean and std together, or neither")
         require(self.std is None or min(self.std) > 0, "std", f"must be > 0, got {self.std}")
 

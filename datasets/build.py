@@ -22,6 +22,8 @@ from datasets.transforms import (
     Normalize,
     RandomCrop,
     RandomFlip,
+    RandomResize,
+    RandomRotation,
     Resize,
     Transform,
 )
@@ -125,11 +127,16 @@ def _build_transforms(data: DataConfig, *, training: bool) -> Compose:
         raise ValueError("data.mean and data.std are not resolved")
     transforms: list[Transform] = [Resize(size=data.image_size)]
     if training:
-        if data.crop_size is not None:
-            transforms.append(RandomCrop(size=data.crop_size))
+        if data.scale_jitter is not None:
+            low, high = data.scale_jitter
+            transforms = [RandomResize(size=data.image_size, low=low, high=high)]
+        if data.crop_size is not None or data.scale_jitter is not None:
+            transforms.append(RandomCrop(size=data.crop_size or data.image_size))
         transforms.append(RandomFlip("horizontal", p=data.flip_prob))
         if data.vertical_flip_prob > 0:
             transforms.append(RandomFlip("vertical", p=data.vertical_flip_prob))
+        if data.rotate_prob > 0:
+            transforms.append(RandomRotation(p=data.rotate_prob))
         if data.brightness > 0:
             transforms.append(ColorJitter(strength=data.brightness))
     return Compose([*transforms, Normalize(mean=data.mean, std=data.std)])

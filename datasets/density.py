@@ -59,16 +59,20 @@ def median_resize_factor(dataset: CocoDetection, data: DataConfig) -> float:
 def densest_shapes(dataset: CocoDetection, data: DataConfig) -> tuple[tuple[int, int], list[int]]:
     """Largest possible training batch: (H, W) of the padded images, px, and the objects of each.
 
-    After the random crop, those of the window with most objects around one of them.
+    After the random crop, those of the window with most objects around one of them, at the smallest random scale.
     """
     shapes = np.array([resized_shape(height, width, size=data.image_size) for height, width in dataset.image_sizes])
-    window = np.array(data.crop_size if data.crop_size is not None else shapes.max(axis=0))
-    cropped = np.minimum(shapes, window)
+    smallest, biggest = data.scale_jitter or (1.0, 1.0)
+    whole = shapes.max(axis=0) if data.scale_jitter is None else data.image_size
+    window = np.array(data.crop_size if data.crop_size is not None else whole)
+    cropped = np.minimum(np.ceil(shapes * biggest).astype(int), window)
     largest = cropped[cropped.prod(axis=1).argmax()] if data.batch_size == 1 else cropped.max(axis=0)
+    if data.rotate_prob > 0 and data.batch_size > 1:
+        largest = np.maximum(largest, largest[::-1])  # one image lies, another one stands
     densest = np.argsort(-dataset.objects_per_image, kind="stable")[: data.batch_size].tolist()
     counts = [int(dataset.objects_per_image[index]) for index in densest]
     if data.crop_size is not None:
-        counts = [_most_in_window(dataset, index, shapes[index], window) for index in densest]
+        counts = [_most_in_window(dataset, index, shapes[index] * smallest, window) for index in densest]
     height, width = largest.tolist()
     return (height, width), counts
 

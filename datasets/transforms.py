@@ -88,6 +88,37 @@ class Resize:
         return replace(sample, image=image, boxes=clip_boxes(boxes, height=height, width=width))
 
 
+class RandomResize:
+    """Resize by a random factor on top of `Resize`: log-uniform in [low, high], so that halving is as likely as
+    doubling. Larger images need a `RandomCrop` behind it; smaller ones are padded in the batch.
+    """
+
+    def __init__(self, *, size: tuple[int, int], low: float, high: float) -> None:
+        if not 0 < low <= high:
+            raise ValueError(f"factors {low} to {high} are not in order, or not above 0")
+        self.size, self.low, self.high = size, low, high
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        factor = float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+        height, width = (max(round(side * factor), 1) for side in self.size)
+        return Resize(size=(height, width))(sample, rng)
+
+
+class RandomRotation:
+    """Turn by 90 degrees to the left with probability p; with both flips at 0.5, all eight orientations."""
+
+    def __init__(self, *, p: float) -> None:
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        x0, y0, x1, y1 = sample.boxes.unbind(1)
+        width = sample.picture.width
+        boxes = torch.stack([y0, width - x1, y1, width - x0], dim=1)
+        return replace(sample, image=sample.picture.transpose(Image.Transpose.ROTATE_90), boxes=boxes)
+
+
 class RandomFlip:
     """Mirror with probability p; horizontal: left and right change places, vertical: top and bottom."""
 

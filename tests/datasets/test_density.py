@@ -50,6 +50,10 @@ def test_mean_density_stays_within_its_range(tmp_path: Path) -> None:
         (["data.batch_size=9"], (40, 48), [9, 4, 2, 0]),
         (["data.batch_size=1", "data.image_size=[96, 96]"], (80, 96), [9]),
         (["data.batch_size=1", "data.crop_size=[64, 32]"], (40, 32), None),
+        (["data.batch_size=1", "data.rotate_prob=0.5"], (40, 48), [9]),
+        (["data.batch_size=2", "data.rotate_prob=0.5"], (48, 48), [9, 4]),  # one lies, one stands
+        (["data.batch_size=1", "data.image_size=[48, 48]", "data.scale_jitter=[0.5, 1.1]"], (44, 48), [9]),
+        (["data.batch_size=1", "data.image_size=[48, 48]", "data.scale_jitter=[0.5, 2]"], (48, 48), [9]),
     ],
 )
 def test_densest_shapes(tmp_path: Path, settings: list[str], size: tuple[int, int], counts: list[int] | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from datasets.transforms import (
     Normalize,
     RandomCrop,
     RandomFlip,
+    RandomResize,
+    RandomRotation,
     Resize,
     Sample,
     Transform,
@@ -49,9 +53,11 @@ def _found(sample: Sample) -> list[int]:
         RandomFlip("vertical", p=1.0),
         RandomFlip("horizontal", p=0.5),
         Compose([RandomFlip("vertical", p=0.5), RandomFlip("horizontal", p=0.5)]),
+        RandomRotation(p=1.0),
+        Compose([RandomRotation(p=0.5), RandomFlip("horizontal", p=0.5)]),
     ],
 )
-def test_flips_move_the_box_with_its_pixels(transform: Transform, seed: int) -> None:
+def test_flips_and_rotations_move_the_box_with_its_pixels(transform: Transform, seed: int) -> None:
     rng = np.random.default_rng(seed)
     flipped = transform(_painted(rng), rng)
     assert flipped.boxes[0].tolist() == pytest.approx(_found(flipped), abs=1e-4)
@@ -127,6 +133,34 @@ def test_crop_keeps_boxes_by_their_centre(seed: int) -> None:
     assert len(cropped.boxes) == len(cropped.labels) == int(inside)
     if inside:
         assert cropped.boxes[0].tolist() == pytest.approx(_found(cropped), abs=1e-4)
+
+
+def test_flips_and_rotations_give_all_eight_orientations_alike() -> None:
+    chain = Compose([RandomFlip("horizontal", p=0.5), RandomFlip("vertical", p=0.5), RandomRotation(p=0.5)])
+    sample = Sample(Image.new("RGB", (8, 6)), torch.tensor([[1.0, 1, 3, 2]]), torch.tensor([0]))
+    rng = np.random.default_rng(0)
+    found = Counter((chain(sample, rng)).boxes[0].int().tolist().__repr__() for _ in range(800))
+    assert len(found) == 8
+    assert min(found.values()) > 60
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_scale_moves_the_box_with_its_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scaled = RandomResize(size=(120, 160), low=0.5, high=2.0)(_painted(rng, grid=10), rng)
+    width, height = scaled.picture.size
+    assert 80 <= width <= 320
+    assert 60 <= height <= 240
+    assert scaled.boxes[0].tolist() == pytest.approx(_found(scaled), abs=1.0)
+
+
+def test_halving_is_as_likely_as_doubling() -> None:
+    sample = Sample(Image.new("RGB", (40, 40)), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    scale = RandomResize(size=(40, 40), low=0.5, high=2.0)
+    sides = [scale(sample, np.random.default_rng(seed)).picture.width for seed in range(400)]
+    assert sum(side < 40 for side in sides) == pytest.approx(200, abs=40)
+    assert min(sides) < 22
+    assert max(sides) > 73
 
 
 def test_crop_larger_than_the_image_is_the_image() -> None:
