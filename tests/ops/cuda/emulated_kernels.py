@@ -17,6 +17,11 @@ from ops.reference import ms_deform_attn_reference
 
 SOURCES = Path(__file__).parents[3] / "ops" / "csrc"
 EMULATOR = Path(__file__).parent / "cuda_emulator"
+COMPILE = (
+    *("g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"),
+    "-fno-gnu-unique",  # else all such libraries of a process have one shared memory
+    "-ffp-contract=off",  # the same rounding on every kind of processor
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of d3q::cuda::Dtype
 # So many elements before and after every tensor must not be touched: more than a block of the widest row can miss by.
 GUARD = 1 << 16
@@ -79,12 +84,17 @@ class Case:
 def compile_kernels(folder: Path, sources: Path = SOURCES, flags: Sequence[str] = ("-O1",)) -> Path:
     """The library in `folder`, of a folder of sources that may hold a fault on purpose."""
     library = folder / "emulated_kernels.so"
-    command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
-    command += ["-fno-gnu-unique"]  # else all such libraries of a process have one shared memory
-    command += ["-ffp-contract=off"]  # the same rounding on every kind of processor
-    command += [*flags, f"-I{sources}", f"-I{EMULATOR}", str(EMULATOR / "entry.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
+    command = [*COMPILE, *flags, "-shared", f"-I{sources}", f"-I{EMULATOR}", str(EMULATOR / "entry.cpp")]
+    subprocess.run([*command, "-o", str(library)], check=True)
     return library
+
+
+def with_parsed_emulator(folder: Path, flags: Sequence[str]) -> list[str]:
+    """Flags for many calls of `compile_kernels`: those given, and the emulator's header as parsed with them."""
+    header = folder / "parsed_emulator.h"
+    header.write_text(f'#include "{EMULATOR / "cuda_emulator.h"}"\n')
+    subprocess.run([*COMPILE, *flags, "-xc++-header", str(header), "-o", f"{header}.gch"], check=True)
+    return [*flags, "-Winvalid-pch", "-include", str(header)]
 
 
 class EmulatedKernels:
@@ -94,11 +104,12 @@ class EmulatedKernels:
         library = folder / "emulated_kernels.so"
         self._library = ctypes.CDLL(str(library if library.exists() else compile_kernels(folder, sources, flags)))
 
-    def forward(self, case: Case, seed: int = 1) -> Tensor:
-        """The output; seed is that of the threads' order."""
+    def forward(self, case: Case, seed: int = 1, last_blocks: int = 0) -> Tensor:
+        """The output, NaN where only the last blocks are run; seed is that of the threads' order."""
         value, locations, weights = _guarded(case.value), _guarded(case.locations), _guarded(case.weights)
         output = _guarded(torch.full((case.batch, case.queries, case.heads * case.dim), NAN, dtype=case.dtype))
-        self._checked("emulate_forward", case, seed, value, [value, locations, weights, output])
+        tensors = [value, locations, weights, output]
+        self._checked("emulate_forward", case, seed, value, tensors, last_blocks=last_blocks)
         return output
 
     def backward(self, case: Case, seed: int = 1) -> list[Tensor]:

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from ops.cuda_architectures import architectures
 from ops.self_test import Result
 
 ROOT = Path(__file__).parents[3]
-KERNELS = 2 * 6 * len(cuda_build.DTYPES)  # directions, widths
 needs_nvcc = pytest.mark.skipif(
     not shutil.which("nvcc") or not any(map(shutil.which, compile.COMPILERS)),
     reason="no nvcc or no C++ compiler in PATH",
@@ -32,27 +30,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CXX", "D3Q_OPS_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
-
-
-def cuobjdump() -> str | None:
-    """The disassembler of the toolkit, or the one that comes with triton."""
-    with_triton = Path(torch.__file__).parents[1] / "triton/backends/nvidia/bin"
-    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(with_triton))
-
-
-def check_machine_code(path: Path, disassembler: str) -> None:
-    """Loads of 16 bytes, no local memory, and reductions of 16 bytes on devices that have them."""
-    listing = subprocess.run([disassembler, "-sass", str(path)], check=True, capture_output=True, text=True).stdout
-    seen = 0
-    for file in re.split(r"\nFatbin elf code:", listing)[1:]:
-        newer = "arch = sm_90" in file
-        for function in re.split(r"\n\s*Function : ", file)[1:]:
-            name, _, code = function.partition("\n")
-            seen += 1
-            assert len(re.findall(r"LDG\.E\.128", code)) >= 4, name
-            assert not re.search(r"\b(LDL|STL)\b", code), name
-            assert ("F32x4" in code) == (newer and "backward" in name), name
-    assert seen == 3 * KERNELS
 
 
 def check_that_it_loads(path: Path, folder: Path) -> None:
@@ -71,25 +48,15 @@ def check_that_it_loads(path: Path, folder: Path) -> None:
 
 
 @needs_nvcc
-def test_what_the_compiler_makes_of_the_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_build, "FLAGS", (*cuda_build.FLAGS, "-Xptxas=-v"))
-    said: list[str] = []
-
-    def run_and_listen(command: Sequence[str]) -> None:
-        said.append(subprocess.run(command, check=True, capture_output=True, text=True).stderr)
-
-    monkeypatch.setattr(compile, "_error_of", run_and_listen)
+def test_a_build_for_one_architecture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
     built = build.build()
     contents = library.contents_of(built.path)
-    assert (contents.torch, contents.architectures) == (torch.__version__, ("75", "80", "90+PTX"))
-    extent = rf"for CPUs and for GPUs \(75, 80, 90\+PTX; CUDA {re.escape(contents.toolkit)}\)"
+    assert (contents.torch, contents.architectures) == (torch.__version__, ("90+PTX",))
+    extent = rf"for CPUs and for GPUs \(90\+PTX; CUDA {re.escape(contents.toolkit)}\)"
     assert re.fullmatch(rf"built in \d+ s {extent}: .*\.so", str(built))
     assert re.fullmatch(r"\d+\.\d+", contents.toolkit)
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", "\n".join(said))
-    assert frames == [("0", "0", "0")] * (3 * KERNELS)
     check_that_it_loads(built.path, folder)
-    if disassembler := cuobjdump():
-        check_machine_code(built.path, disassembler)
     assert build.build().seconds == 0
     monkeypatch.setenv("PATH", "")  # CUDA kernels that are there serve where nvcc is not
     monkeypatch.setattr(cuda_build, "USUAL_FOLDERS", ())

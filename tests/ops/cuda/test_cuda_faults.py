@@ -17,6 +17,7 @@ from tests.ops.cuda.emulated_kernels import (
     EmulationError,
     compile_kernels,
     error,
+    with_parsed_emulator,
     without_compiler,
 )
 from tests.ops.cuda.far_offsets import emulate_many_rows, emulate_wide_strides, expect
@@ -25,6 +26,7 @@ from tests.ops.test_sanitizers import runtimes
 
 pytestmark = pytest.mark.skipif(without_compiler() is not None, reason=str(without_compiler()))
 
+SANITIZE = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # A fault: its text in the source, what stands there instead, and how often. Not among them: the barriers before the
 # next round, where a vote or shuffle has all lanes wait too, but orders no memory, which the emulator does not tell
 # apart; and additions of zero to a cell that stands in for one outside, which only cost time.
@@ -101,6 +103,16 @@ UNSEEN_FAULTS: dict[str, Fault] = {
 }
 
 
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return with_parsed_emulator(tmp_path_factory.mktemp("plain"), ["-O0"])
+
+
+@pytest.fixture(scope="module")
+def sanitize(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return with_parsed_emulator(tmp_path_factory.mktemp("sanitized"), SANITIZE)
+
+
 def with_fault(folder: Path, fault: Fault | None) -> Path:
     """A copy of the sources with a fault; a text that the source no longer has is an error."""
     shutil.copytree(SOURCES, folder / "sources")
@@ -144,26 +156,25 @@ def cases() -> list[Case]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_planted_faults_are_noticed(tmp_path: Path, name: str) -> None:
-    mutant = EmulatedKernels(tmp_path, with_fault(tmp_path, FAULTS[name]), flags=["-O0", "-DD3Q_FLOAT_ONLY"])
+def test_planted_faults_are_noticed(tmp_path: Path, flags: list[str], name: str) -> None:
+    mutant = EmulatedKernels(tmp_path, with_fault(tmp_path, FAULTS[name]), [*flags, "-DD3Q_FLOAT_ONLY"])
     assert any(is_noticed(mutant, case) for case in cases())
 
 
-def test_kernels_without_a_fault_are_not_blamed(tmp_path: Path) -> None:
-    kernels = EmulatedKernels(tmp_path, with_fault(tmp_path, None), flags=["-O0"])
+def test_kernels_without_a_fault_are_not_blamed(tmp_path: Path, flags: list[str]) -> None:
+    kernels = EmulatedKernels(tmp_path, with_fault(tmp_path, None), flags)
     assert not any(is_noticed(kernels, case) for case in cases())
     expect()
     assert all(ends_well(lambda run=run: run(kernels) < 4e-3) for run in (emulate_wide_strides, emulate_many_rows))
 
 
 @pytest.mark.parametrize("name", FAR_FAULTS)
-def test_planted_faults_of_far_offsets_are_noticed(tmp_path: Path, name: str) -> None:
-    mutant = EmulatedKernels(tmp_path, with_fault(tmp_path, FAR_FAULTS[name]), flags=["-O0"])
+def test_planted_faults_of_far_offsets_are_noticed(tmp_path: Path, flags: list[str], name: str) -> None:
+    mutant = EmulatedKernels(tmp_path, with_fault(tmp_path, FAR_FAULTS[name]), flags)
     expect()
     assert not all(ends_well(lambda run=run: run(mutant) < 4e-3) for run in (emulate_wide_strides, emulate_many_rows))
 
 
-SANITIZE = ["-O1", "-g1", "-DD3Q_FLOAT_ONLY", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZED_RUN = """
 import sys
 sys.path[:0] = sys.argv[2:]
@@ -176,9 +187,9 @@ print("clean")
 """
 
 
-def run_sanitized(folder: Path, fault: Fault | None) -> "subprocess.CompletedProcess[str]":
+def run_sanitized(folder: Path, fault: Fault | None, flags: list[str]) -> "subprocess.CompletedProcess[str]":
     """With AddressSanitizer and UndefinedBehaviorSanitizer; what surrounds the tensors is out of bounds."""
-    compile_kernels(folder, with_fault(folder, fault), SANITIZE)
+    compile_kernels(folder, with_fault(folder, fault), [*flags, "-DD3Q_FLOAT_ONLY"])
     here = Path(__file__).parent
     return subprocess.run(
         [sys.executable, "-c", SANITIZED_RUN, str(folder), str(here.parents[2])],
@@ -190,8 +201,8 @@ def run_sanitized(folder: Path, fault: Fault | None) -> "subprocess.CompletedPro
 
 @pytest.mark.skipif(not runtimes(), reason="no g++ with AddressSanitizer and UndefinedBehaviorSanitizer")
 @pytest.mark.parametrize("name", [None, *UNSEEN_FAULTS])
-def test_no_access_outside(tmp_path: Path, name: str | None) -> None:
-    run = run_sanitized(tmp_path, UNSEEN_FAULTS[name] if name else None)
+def test_no_access_outside(tmp_path: Path, sanitize: list[str], name: str | None) -> None:
+    run = run_sanitized(tmp_path, UNSEEN_FAULTS[name] if name else None, sanitize)
     if name is None:
         assert (run.returncode, run.stdout) == (0, "clean\n"), run.stderr[-3000:]
     else:

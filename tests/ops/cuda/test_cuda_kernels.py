@@ -145,7 +145,7 @@ def test_offsets_beyond_32_bits(kernels: EmulatedKernels, emulate: Callable[[Emu
 def test_a_grid_that_no_device_takes_is_an_error(kernels: EmulatedKernels) -> None:
     """Heads and images are counted in 16 bits; the binding sees to that before a launch."""
     most = Case(shapes=[(1, 1)], heads=65535, dim=8, queries=1, points=1, batch=1)
-    assert kernels.forward(most).isfinite().all()
+    assert kernels.forward(most, last_blocks=100)[..., -100 * 8 :].isfinite().all()
     for case in (
         Case(shapes=[(1, 1)], heads=65536, dim=8, queries=1, points=1, batch=1),
         Case(shapes=[(1, 1)], heads=1, dim=8, queries=1, points=1, batch=65536),

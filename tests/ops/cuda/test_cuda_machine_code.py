@@ -8,18 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops import cuda_build, library
+from ops import compile, cuda_build, library
 
 ELEMENTS = {"f": 4, "6__half": 2, "13__nv_bfloat16": 2}  # mangled name of a dtype -> its bytes
 # Largest number of registers that leaves as many warps as the table in docs/benchmarks.md says.
 REGISTERS = {"75": 80, "80": 64, "90": 64}
-pytestmark = pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc in PATH")
+KERNELS = 2 * 6 * len(cuda_build.DTYPES)  # directions, widths
 
 
 def cuobjdump() -> str | None:
     """The disassembler of the toolkit, or the one that comes with triton."""
     with_triton = Path(torch.__file__).parents[1] / "triton/backends/nvidia/bin"
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(with_triton))
+
+
+pytestmark = [
+    pytest.mark.skipif(
+        not shutil.which("nvcc") or not any(map(shutil.which, compile.COMPILERS)),
+        reason="no nvcc or no C++ compiler in PATH",
+    ),
+    pytest.mark.skipif(not cuobjdump(), reason="no cuobjdump"),
+]
 
 
 def reductions_of(name: str, architecture: str) -> int:
@@ -35,40 +44,48 @@ def reductions_of(name: str, architecture: str) -> int:
     return taps * 4 * (own // 4 if architecture == "90" else own)
 
 
-@pytest.fixture(scope="module", params=REGISTERS)
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
-    """An architecture, what ptxas says, and the folder of object files."""
-    folder = tmp_path_factory.mktemp("machine_code")
-    said = ""
-    commands = cuda_build.compile_commands(["nvcc"], (request.param,), library.SOURCES, folder)
-    for command in commands.values():
-        said += subprocess.run([*command, "-Xptxas=-v"], check=True, capture_output=True, text=True).stderr
-    return request.param, said, folder
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library with the kernels: the one that is there for these sources and flags, or a new one."""
+    plan = cuda_build.Plan("nvcc", cuda_build.make_plan().toolkit, ("75", "80", "90+PTX"))
+    if there := library.fitting_libraries(library.library_name(plan.architectures, plan.toolkit)):
+        return there[0]
+    include = Path(torch.__file__).parent / "include"
+    return compile.compile_library(compile.find_compiler(), include, tmp_path_factory.mktemp("built"), plan).library
 
 
-def test_nothing_spills(compiled: tuple[str, str, Path]) -> None:
-    architecture, said, _ = compiled
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert frames == [("0", "0", "0")] * 36
-    registers = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
-    assert len(registers) == 36
-    assert max(registers) <= REGISTERS[architecture]
+def disassembled(path: Path, option: str) -> dict[str, dict[str, str]]:
+    """Architecture -> mangled name of a kernel -> what cuobjdump says of it."""
+    command = [str(cuobjdump()), option, str(path)]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, dict[str, str]] = {}
+    for file in re.split(r"\nFatbin elf code:", listing)[1:]:
+        kernels = found.setdefault(re.search(r"arch = sm_(\d+)", file)[1], {})  # type: ignore[index]
+        for function in re.split(r"\n\s*Function\b[ :]*", file)[1:]:
+            name, _, text = function.partition("\n")
+            kernels[name.rstrip(":")] = text
+    return found
 
 
-@pytest.mark.skipif(not cuobjdump(), reason="no cuobjdump")
-def test_loads_and_reductions(compiled: tuple[str, str, Path]) -> None:
+def test_nothing_spills(built: Path) -> None:
+    found = disassembled(built, "-res-usage")
+    assert found.keys() == REGISTERS.keys()
+    for architecture, kernels in found.items():
+        used = [re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text) for text in kernels.values()]
+        assert len(used) == KERNELS
+        assert {each.groups()[1:] for each in used if each} == {("0", "0")}
+        assert max(int(each[1]) for each in used if each) <= REGISTERS[architecture]
+
+
+def test_loads_and_reductions(built: Path) -> None:
     """Whole vectors are loaded; additions go to global memory, return nothing, and none is made in shared memory."""
-    architecture, _, folder = compiled
-    seen = 0
-    for path in sorted(folder.glob("*.o")):
-        command = [str(cuobjdump()), "-sass", str(path)]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        for function in re.split(r"\n\s*Function : ", listing)[1:]:
-            name, _, code = function.partition("\n")
-            seen += 1
+    found = disassembled(built, "-sass")
+    assert found.keys() == REGISTERS.keys()
+    for architecture, kernels in found.items():
+        assert len(kernels) == KERNELS
+        for name, code in kernels.items():
             assert len(re.findall(r"LDG\.E\.128", code)) >= 4, name
             assert not re.search(r"\b(LDL|STL|ATOMS|ATOMG|ATOM)\b", code), name
             reductions = re.findall(r"\bREDG?\.E\.ADD\S*", code)
             assert len(reductions) == (reductions_of(name, architecture) if "backward" in name else 0), name
             assert all(("F32x4" in each) == (architecture == "90") for each in reductions), name
-    assert seen == 36
