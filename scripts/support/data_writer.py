@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from datasets.errors import DataError
-from datasets.images.decode import ImageFile, read_image
+from datasets.images.decode import ImageFile
+from datasets.images.rasters import DecodedImage, Raster, RasterOptions, Window
 from engine.drawing import INK, PAPER, beside, stack, text_line
 from scripts.support.coco_writer import CocoWriter
 from scripts.support.image_sizes import MAX_PIXELS, display_size
 from scripts.support.raw_data import RawData, RawImage
-from scripts.support.tiling import cut
+from scripts.support.tiling import Tile, cut
 
 SAMPLES = 12
 COUNT_EDGES = (0, 1, 11, 51, 101, 501)
@@ -32,14 +35,28 @@ SIZE_EDGES = (0, 4, 8, 16, 32, 64)
 _PANEL_PX = 320
 
 
+def open_image(path: Path) -> Raster:
+    """Raises DataError."""
+    display_size(path)
+    return DecodedImage(ImageFile(path), RasterOptions(MAX_PIXELS))
+
+
 @dataclass(frozen=True)
 class WriteOptions:
-    """copy: images are copied, not linked. tile, overlap: px; None: images stay whole."""
+    """How images are written.
+
+    copy             they are copied, not linked
+    tile, overlap    px; None: they stay whole
+    empty_share      of the training tiles without objects, this share is kept
+    open             an image file whose pixels are needed
+    """
 
     copy: bool
     tile: int | None
     overlap: int
     skip_bad: bool
+    empty_share: float = 1.0
+    open: Callable[[Path], Raster] = open_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +77,8 @@ def write_split(out: Path, split: str, data: RawData, options: WriteOptions) -> 
     silent = not sys.stderr.isatty()
     for place, image in enumerate(tqdm(images, desc=split, unit="image", leave=False, disable=silent)):
         try:
-            size = display_size(image.file)
-            parts = _write_image(out / split, image, size, options, data.notes)
+            sparse = replace(options, empty_share=options.empty_share if split == "train" else 1.0)
+            parts = _write_image(out / split, image, sparse, data.notes)
         except DataError as error:
             if not options.skip_bad:
                 raise DataError(f"{error.summary()}; --skip-bad drops such images") from None
@@ -71,27 +88,60 @@ def write_split(out: Path, split: str, data: RawData, options: WriteOptions) -> 
             _annotate(writer, part, part_size)
             regions += len(part.regions)
         if place in chosen and len(samples) < SAMPLES:
-            samples.append(draw_sample(image, size))
+            samples.append(draw_sample(image, options.open))
     writer.write(out / "annotations" / f"{split}.json")
     return Written(writer, samples, regions)
 
 
 def _write_image(
-    folder: Path, image: RawImage, size: tuple[int, int], options: WriteOptions, notes: Counter[str]
+    folder: Path, image: RawImage, options: WriteOptions, notes: Counter[str]
 ) -> list[tuple[RawImage, tuple[int, int]]]:
-    """The image, linked or copied, or its tiles, saved as PNG; with sizes."""
-    if options.tile is None:
+    """The image, linked or copied, or parts of it, saved as PNG; with sizes."""
+    if options.tile is None and image.window is None:
+        size = display_size(image.file)
         _place(image.file, folder / image.name, copy=options.copy)
         return [(image, size)]
-    pixels = read_image(ImageFile(image.file), max_pixels=MAX_PIXELS)
     found = []
-    for tile in cut(image, size, tile=options.tile, overlap=options.overlap, notes=notes):
-        path = folder / tile.image.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels.crop(tile.window).save(path)
-        left, top, right, bottom = tile.window
-        found.append((tile.image, (bottom - top, right - left)))
+    with closing(options.open(image.file)) as source:
+        for tile in _parts(image, source, options, notes):
+            pixels = source.read(_shifted(tile.window, _window(image, source)))
+            if pixels is None:
+                notes["tile_without_data"] += 1
+                notes["object_without_data"] += len(tile.image.labels)
+                continue
+            path = folder / tile.image.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels.save(path)
+            found.append((tile.image, pixels.size[::-1]))
     return found
+
+
+def _parts(image: RawImage, source: Raster, options: WriteOptions, notes: Counter[str]) -> Iterator[Tile]:
+    """The tiles, or all of the window, without some of those that show no object."""
+    left, top, right, bottom = _window(image, source)
+    height, width = bottom - top, right - left
+    if options.tile is None:
+        yield Tile((0, 0, width, height), image)
+        return
+    for tile in cut(image, (height, width), tile=options.tile, overlap=options.overlap, notes=notes):
+        if tile.image.ignored.all() and _draw_lot(tile.image.name) >= options.empty_share:
+            notes["tile_without_objects_dropped"] += 1
+        else:
+            yield tile
+
+
+def _draw_lot(name: str) -> float:
+    """In 0..1, the same for the same name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+
+
+def _window(image: RawImage, source: Raster) -> Window:
+    return image.window or (0, 0, source.width, source.height)
+
+
+def _shifted(window: Window, origin: Window) -> Window:
+    left, top = origin[:2]
+    return window[0] + left, window[1] + top, window[2] + left, window[3] + top
 
 
 def _place(source: Path, target: Path, *, copy: bool) -> None:
@@ -116,16 +166,18 @@ def _spread(count: int, number: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(number, count)).astype(int)).tolist() if count else []
 
 
-def draw_sample(image: RawImage, size: tuple[int, int]) -> Image.Image:
+def draw_sample(image: RawImage, open_file: Callable[[Path], Raster] = open_image) -> Image.Image:
     """An image with its objects in yellow, ignored ones in grey, and its name; the densest part of a large one."""
-    pixels = read_image(ImageFile(image.file), max_pixels=MAX_PIXELS)
-    side = min(max(_PANEL_PX, round(min(size) / 3)), *size)
-    centres = (image.boxes[:, :2] + image.boxes[:, 2:]) / 2
-    middle = np.median(centres, axis=0) if len(centres) else np.array(size[::-1]) / 2
-    corner = np.clip(middle - side / 2, 0, np.array(size[::-1]) - side).round().astype(int).tolist()
-    left, top = corner
+    with closing(open_file(image.file)) as source:
+        window = _window(image, source)
+        size = np.array([window[2] - window[0], window[3] - window[1]])
+        side = min(max(_PANEL_PX, round(int(size.min()) / 3)), *size.tolist())
+        centres = (image.boxes[:, :2] + image.boxes[:, 2:]) / 2
+        middle = np.median(centres, axis=0) if len(centres) else size / 2
+        left, top = np.clip(middle - side / 2, 0, size - side).round().astype(int).tolist()
+        pixels = source.read(_shifted((left, top, left + side, top + side), window))
     scale = _PANEL_PX / side
-    panel = pixels.crop((left, top, left + side, top + side)).resize((_PANEL_PX, _PANEL_PX))
+    panel = Image.new("RGB", (_PANEL_PX, _PANEL_PX)) if pixels is None else pixels.resize((_PANEL_PX, _PANEL_PX))
     draw = ImageDraw.Draw(panel)
     for box, ignored in zip((image.boxes - [left, top, left, top]) * scale, image.ignored, strict=True):
         x0, y0, x1, y1 = box.round().astype(int).tolist()

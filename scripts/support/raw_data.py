@@ -7,10 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets.images.rasters import Window
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".jp2"])
 SPLIT_NAMES: Mapping[str, str] = {
@@ -30,6 +34,7 @@ class RawImage:
     labels   (N,)    int64
     ignored  (N,)    bool, objects that are neither learned nor counted ("difficult")
     regions  (M, 4)  float64 xyxy px, where nothing of any class is learned or counted
+    window   the part of the file that is the image, xyxy px, to which the boxes are relative; None: all of it
     """
 
     file: Path
@@ -38,10 +43,16 @@ class RawImage:
     labels: np.ndarray
     ignored: np.ndarray
     regions: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    window: Window | None = None
 
     @classmethod
     def of_rows(
-        cls, file: Path, name: str, rows: Sequence[tuple[Sequence[float], int, bool]], regions: Sequence[object] = ()
+        cls,
+        file: Path,
+        name: str,
+        rows: Sequence[tuple[Sequence[float], int, bool]],
+        regions: Sequence[object] = (),
+        window: Window | None = None,
     ) -> RawImage:
         """From rows (box, label, ignored)."""
         return cls(
@@ -51,6 +62,7 @@ class RawImage:
             labels=np.array([label for _, label, _ in rows], np.int64),
             ignored=np.array([ignored for *_, ignored in rows], np.bool_),
             regions=np.array(regions, np.float64).reshape(-1, 4),
+            window=window,
         )
 
 
@@ -77,11 +89,17 @@ class ConvertOptions:
     classes       names, in their order; None: those that the tree says
     voc_origin    first pixel of VOC boxes
     num_classes   of VisDrone: 10, 11 or 12
+    images        folder of the images; None: that of the labels
+    class_field   of vectors; None: a usual name
+    tile          side of the tiles that images will be cut into, px
     """
 
     classes: tuple[str, ...] | None = None
     voc_origin: int = 1
     num_classes: int = 10
+    images: Path | None = None
+    class_field: str | None = None
+    tile: int | None = None
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -31,12 +31,12 @@ def settle_splits(data: RawData, *, val_share: float, split_by: str | None, seed
 
 
 def drop_repeats(data: RawData) -> None:
-    """Of an image that several splits list, the first stays: train, val, test."""
-    seen: set[str] = set()
+    """Of an image, or part of one, that several splits list, the first stays: train, val, test."""
+    seen: set[object] = set()
     for split in ORDER:
         kept = []
         for image in data.splits.get(split, []):
-            key = str(image.file.resolve())
+            key = (image.file.resolve(), image.window)
             if key in seen:
                 data.notes["image_in_two_splits"] += 1
             else:
