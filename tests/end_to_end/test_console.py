@@ -98,7 +98,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begin(experiment: Path, folder: Path) -> list[str]:
-    settings = ["optim.epochs=1", "optim.lr_drop_epochs=[]", "evaluation.gallery_images=0"]
+    settings = ["optim.epochs=1", "optim.lr_drop_epochs=[]"]
     return ["--config", str(experiment), "--set", f"runtime.output_dir={folder}", *settings]
 
 

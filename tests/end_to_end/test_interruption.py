@@ -21,7 +21,7 @@ from tests.support.tiny_run import write_experiment
 
 STEPS = 6
 """Of the whole run: five images in batches of two, two epochs"""
-SETTINGS = ["optim.epochs=2", "optim.lr_drop_epochs=[1]", "evaluation.every_epochs=1", "evaluation.gallery_images=0"]
+SETTINGS = ["optim.epochs=2", "optim.lr_drop_epochs=[1]", "evaluation.every_epochs=1"]
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def flat_tensors(value: object, name: str = "") -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_everything_and_its_checkpoint_gives_the_same_numbers(experiment: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    run(experiment, output)
+    run(experiment, output, "evaluation.gallery_images=2")
     for name in ("config.yaml", "last.pth", "best.pth", "log.txt", "metrics.jsonl", "evaluation/gallery.png"):
         assert (output / name).is_file(), name
     assert list((output / "tensorboard").iterdir())

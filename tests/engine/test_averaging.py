@@ -32,7 +32,7 @@ def test_trained_weights_follow_and_the_others_are_kept() -> None:
     assert not average.detector.training
 
 
-SETTINGS = ["optim.epochs=2", "optim.ema_decay=0.9", "evaluation.every_epochs=1", "evaluation.gallery_images=0"]
+SETTINGS = ["optim.epochs=2", "optim.ema_decay=0.9", "evaluation.every_epochs=1"]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.support.tiny_run import write_experiment
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     config = write_experiment(folder, train=[3, 2], val=[4, 0, 2])
-    settings = [f"runtime.output_dir={folder / 'run'}", "optim.epochs=1", "evaluation.gallery_images=0"]
+    settings = [f"runtime.output_dir={folder / 'run'}", "optim.epochs=1"]
     assert main.main(["--config", str(config), "--set", *settings]) == 0
     return folder / "run" / "last.pth"
 

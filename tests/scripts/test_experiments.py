@@ -17,7 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_experiment(folder, train=[3, 0, 5, 2], val=[4, 0, 12, 2])
     for name, overrides in compare_budgets.BUDGETS.items():
         output = folder / "runs" / f"{compare_budgets.slug(name)}_seed3"
-        settings = [f"runtime.output_dir={output}", "optim.epochs=1", "evaluation.gallery_images=0"]
+        settings = [f"runtime.output_dir={output}", "optim.epochs=1"]
         settings += ["model.num_queries=10" if "=100" in text else text for text in overrides]
         assert main.main(["--config", str(config), "--set", *settings]) == 0
     return folder

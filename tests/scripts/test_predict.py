@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/ and run/last.pth of a tiny training."""
     folder = tmp_path_factory.mktemp("trained")
     config = write_experiment(folder, train=[3, 2], val=VAL)
-    settings = [f"runtime.output_dir={folder / 'run'}", "optim.epochs=1", "evaluation.gallery_images=0"]
+    settings = [f"runtime.output_dir={folder / 'run'}", "optim.epochs=1"]
     assert main.main(["--config", str(config), "--set", *settings, "evaluation.every_epochs=100"]) == 0
     return folder
 

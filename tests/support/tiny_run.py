@@ -31,7 +31,7 @@ data:
   batch_size: 2
   num_workers: 0
 optim: {lr: 1e-3, epochs: 3, lr_drop_epochs: [2]}
-evaluation: {every_epochs: 2, gallery_images: 2}
+evaluation: {every_epochs: 2, gallery_images: 0}
 runtime: {device: cpu, log_every: 1}
 """
 
