@@ -15,9 +15,9 @@ for the calls of one thread. Backward pass and recomputation use the choice of t
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from torch import Tensor
 
@@ -35,8 +35,10 @@ FORMS: dict[str, Form] = {
 }
 BACKENDS = ("cpp", "cuda", *FORMS)
 
-_FORCED: ContextVar[str] = ContextVar("D3Q_OPS_BACKEND", default=os.environ.get("D3Q_OPS_BACKEND") or "auto")
-"""The backend that calls of this thread use, or auto"""
+_OF_EVERY_THREAD = os.environ.get("D3Q_OPS_BACKEND") or "auto"
+# Not a ContextVar, which torch.compile cannot trace in torch 2.11.
+_OF_THIS_THREAD = threading.local()
+_OF_THIS_THREAD.forced = _OF_EVERY_THREAD
 
 
 def choose_backend(device_type: str, index: int | None = None, forced: str = "") -> str:
@@ -47,7 +49,7 @@ def choose_backend(device_type: str, index: int | None = None, forced: str = "")
 
     Raises ValueError if the forced backend does not run there.
     """
-    forced = forced or _FORCED.get()
+    forced = forced or forced_choice()
     if forced == "auto":
         if device_type == "cuda":
             return _kernels_on(index, forced) if cuda_kernels.are_loaded() else "grid_sample"
@@ -73,7 +75,7 @@ def is_forced() -> bool:
 
 def forced_choice() -> str:
     """The forced backend of this thread, or auto."""
-    return _FORCED.get()
+    return getattr(_OF_THIS_THREAD, "forced", _OF_EVERY_THREAD)
 
 
 def _kernels_on(index: int | None, forced: str) -> str:
@@ -96,8 +98,9 @@ def without_cuda_kernels(reason: str, forced: str) -> str:
 @contextmanager
 def forced_backend(name: str) -> Iterator[None]:
     """Force a backend for all calls of this thread in the context, to compare backends."""
-    token = _FORCED.set(name)
+    before = forced_choice()
+    _OF_THIS_THREAD.forced = name
     try:
         yield
     finally:
-        _FORCED.reset(token)
+        _OF_THIS_THREAD.forced = before

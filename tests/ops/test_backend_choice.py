@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from models.attention import call
 from ops import ms_deform_attn
-from ops.backends import choose_backend, forced_backend
+from ops.backends import choose_backend, forced_backend, forced_choice
 
 OPERATOR = import_module("ops.ms_deform_attn")
+ROOT = Path(__file__).resolve().parents[2]
 MAPS = [(3, 4), (2, 2)]
 
 
@@ -48,6 +50,23 @@ def test_another_thread_is_not_forced() -> None:
         in_a_thread(lambda: found.append(choose_backend("cpu")))
         assert choose_backend("cpu") == "gather"
     assert found == [choose_backend("cpu")] != ["gather"]
+
+
+def test_torch_can_trace_the_choice() -> None:
+    """A ContextVar, which older versions of torch cannot trace, would do the same."""
+    sources = [path for folder in ("ops", "models", "d3q") for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 40
+    assert not [path for path in sources if "contextvars" in path.read_text(encoding="utf-8")]
+
+
+def test_a_compiled_program_follows_the_choice_of_its_thread() -> None:
+    compiled = torch.compile(lambda x: x + len(forced_choice()), fullgraph=True, backend="eager")
+    with forced_backend("grid_sample"):
+        assert int(compiled(torch.zeros(()))) == len("grid_sample")
+        found: list[int] = []
+        in_a_thread(lambda: found.append(int(compiled(torch.zeros(())))))
+    assert int(compiled(torch.zeros(()))) == len(forced_choice())
+    assert found == [len(forced_choice())]
 
 
 def operator(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
