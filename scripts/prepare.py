@@ -3,6 +3,7 @@
     python scripts/prepare.py auto ~/my_images --out data/mine           look at the tree and say what it is
     python scripts/prepare.py yolo ~/my_images --out data/mine --small   an experiment for two CPU cores
     python scripts/prepare.py dota ~/DOTA --out data/dota --tile 1024 --overlap 200
+    python scripts/prepare.py geo ~/survey --out data/survey             orthophotos with polygons from QGIS
     python scripts/prepare.py yolo ~/drone --out data/drone --split-by '^[^-]+'   frames of one flight stay together
 
 OUT gets annotations/SPLIT.json, the images (links, unless --copy), manifest.json (counts, and everything that was fixed
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from configs.paths import path_argument
+from datasets.images.rasters import MissingExtraError, Raster
+from datasets.images.windowed import WindowedRaster
 from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
-from scripts.converters import coco, dota, table, visdrone, voc, yolo
+from scripts.converters import coco, dior, dota, geo, neon, soda, table, tinyperson, visdrone, voc, xview, yolo
 from scripts.support.coco_writer import building, is_prepared
 from scripts.support.raw_data import ConvertOptions, RawData, require_images
 from scripts.support.splits import ORDER, settle_splits
 
 KINDS = {"yolo": yolo, "voc": voc, "coco": coco, "visdrone": visdrone, "dota": dota, "csv": table}
-AUTO_ORDER = ("visdrone", "dota", "voc", "csv", "coco", "yolo")
+KINDS |= {"dior": dior, "geo": geo, "neon": neon, "soda": soda, "tinyperson": tinyperson, "xview": xview}
+AUTO_ORDER = (
+    *("visdrone", "dota", "xview", "soda", "tinyperson", "dior", "neon", "voc", "csv", "coco", "geo", "yolo"),
+)
 """The more particular a layout, the earlier"""
+WITH_IMAGES = ("csv", "geo", "neon", "soda", "tinyperson", "xview")
 DETECTORS = ("dino_d3q", "dino", "deformable_detr_d3q", "deformable_detr")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     guard_console()
     options = parse(arguments)
-    return exit_code(lambda: prepare(options))
+    return exit_code(lambda: prepare(options), {MissingExtraError: 2})
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -59,6 +67,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tile", type=int, help="cut images into tiles of this side, px")
     add("--overlap", type=int, default=200, help="of tiles, px (default 200)")
     add("--voc-origin", type=int, choices=(0, 1), default=1, help="first pixel in VOC files (default 1)")
+    add("--images", type=path_argument, metavar="FOLDER", help="of the images, if not below SRC (csv, geo)")
+    add("--class-field", metavar="NAME", help="of vectors (geo), with the names of classes")
+    add("--bands", metavar="R,G,B", help="of rasters (geo): numbers of the bands to read, from 1")
+    add("--stretch", metavar="MIN,MAX|percentile", help="of rasters (geo): values that become black and white")
+    add("--empty-share", type=float, help="of training tiles without objects, kept (default 1, of geo 0.1)")
     add("--num-classes", type=int, default=10, help="of VisDrone: 10, 11 or 12 (default 10)")
     add("--copy", action="store_true", help="copy the images; without it they are linked")
     add("--skip-bad", action="store_true", help="drop images that cannot be read")
@@ -71,13 +84,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def prepare(options: argparse.Namespace) -> None:
     check_usage(options)
     kind = recognise(options.source) if options.kind == "auto" else options.kind
+    complete(options, kind)
     recipe = {name: str(value) for name, value in vars(options).items() if name not in ("force", "out")}
     recipe |= {"kind": kind, "source": str(options.source.resolve())}
     if is_prepared(options.out, recipe):
         print(f"{options.out} already holds this data set; nothing to do")
         return
     chosen = None if options.classes is None else tuple(split(options.classes))
-    reading = ConvertOptions(classes=chosen, voc_origin=options.voc_origin, num_classes=options.num_classes)
+    reading = ConvertOptions(
+        classes=chosen,
+        voc_origin=options.voc_origin,
+        num_classes=options.num_classes,
+        images=options.images,
+        class_field=options.class_field,
+        tile=options.tile,
+    )
     data: RawData = KINDS[kind].convert(options.source, reading)
     require_images(data, options.source)
     settle_splits(data, val_share=options.val_share, split_by=options.split_by, seed=options.seed)
@@ -99,8 +120,25 @@ def check_usage(options: argparse.Namespace) -> None:
         raise UsageError(f"--val-share {options.val_share:g} is not between 0 and 1")
     if options.tile is not None and not 0 <= options.overlap < options.tile:
         raise UsageError(f"--overlap {options.overlap} is not in 0..{options.tile - 1}, below --tile")
+    if options.empty_share is not None and not 0 <= options.empty_share <= 1:
+        raise UsageError(f"--empty-share {options.empty_share:g} is not in 0..1")
+    if options.images is not None and not options.images.is_dir():
+        raise UsageError(f"--images {options.images}: no such folder")
     if options.small and options.detector != "dino_d3q":
         raise UsageError("--small is a dino_d3q; give no other --detector")
+
+
+def complete(options: argparse.Namespace, kind: str) -> None:
+    """Set the options that follow from the kind. Raises UsageError for those of another."""
+    if kind == "geo":
+        options.tile = options.tile or geo.TILE[options.small]
+        options.empty_share = geo.EMPTY_SHARE if options.empty_share is None else options.empty_share
+    for name in ("class_field", "bands", "stretch"):
+        if kind != "geo" and getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: only geo has it, this is {kind}")
+    if options.images is not None and kind not in WITH_IMAGES:
+        raise UsageError(f"--images: only {', '.join(WITH_IMAGES)} have it, this is {kind}")
+    options.kind = kind
 
 
 def recognise(source: Path, *, quiet: bool = False) -> str:
@@ -124,7 +162,14 @@ def write(folder: Path, data: RawData, options: argparse.Namespace) -> list[str]
     from scripts.support.data_writer import WriteOptions, describe_split, draw_sheet, write_manifest, write_split
     from scripts.support.experiment import DataFacts, write_experiment
 
-    how = WriteOptions(copy=options.copy, tile=options.tile, overlap=options.overlap, skip_bad=options.skip_bad)
+    how = WriteOptions(
+        copy=options.copy,
+        tile=options.tile,
+        overlap=options.overlap,
+        skip_bad=options.skip_bad,
+        empty_share=1.0 if options.empty_share is None else options.empty_share,
+        open=opener(options),
+    )
     written = {split: write_split(folder, split, data, how) for split in ORDER if data.splits.get(split)}
     train, name = written["train"].writer, options.out.name
     boxes = np.array([a["bbox"] for a in train.annotations if not a["iscrowd"]], np.float64).reshape(-1, 4)
@@ -144,6 +189,16 @@ def write(folder: Path, data: RawData, options: argparse.Namespace) -> list[str]
     described = {split: describe_split(each, folder) for split, each in written.items()}
     write_manifest(folder / "manifest.json", manifest(data, described, options))
     return report(data, described, settings, options, experiment)
+
+
+def opener(options: argparse.Namespace) -> Callable[[Path], Raster]:
+    """What opens an image whose pixels are needed."""
+    from scripts.predict import bands_of, stretch_of
+    from scripts.support.data_writer import open_image
+
+    if options.kind != "geo":
+        return open_image
+    return partial(WindowedRaster, bands=bands_of(options.bands), stretch=stretch_of(options.stretch))
 
 
 def manifest(data: RawData, described: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,9 @@ SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("test", "testing", "test-dev"), "test"),
 }
 
+LEAST_SIDE = 0.02
+"""px; below, a box could be written, with two decimals, as one without area"""
+
 
 @dataclass(frozen=True, eq=False)
 class RawImage:
@@ -166,10 +169,22 @@ def sound_box(box: Sequence[float], notes: Counter[str]) -> bool:
     if not np.isfinite(box).all():
         notes["box_not_finite"] += 1
         return False
-    if x1 <= x0 or y1 <= y0:
+    if x1 - x0 < LEAST_SIDE or y1 - y0 < LEAST_SIDE:
         notes["box_without_area"] += 1
         return False
     return True
+
+
+def within_image(box: Sequence[float], size: tuple[int, int], notes: Counter[str]) -> list[float] | None:
+    """A box (xyxy px) clipped to an image of (height, width) px; None if it is outside. Counts both."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        notes["box_outside_image"] += 1
+        return None
+    clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
+    notes["box_clipped"] += clipped != [x0, y0, x1, y1]
+    return clipped
 
 
 def unique_names(files: Sequence[Path], root: Path) -> list[str]:

@@ -42,8 +42,9 @@ ABOVE_ENGINE = "engine.commands"
 # Narrower third-party limits.
 MAY_NEED = {"d3q": {"torch"}, "configs": {"yaml"}, "engine/metrics": {"numpy"}}
 # Optional extras, which the rest does without.
+GEO = ("datasets/images/windowed.py", "engine/prediction/georeference.py", "scripts/converters/geo.py")
 OPTIONAL = {name: {"matplotlib"} for name in ("scripts/compare_budgets.py", "scripts/compare_scores.py")}
-OPTIONAL |= {name: {"rasterio"} for name in ("datasets/images/windowed.py", "engine/prediction/georeference.py")}
+OPTIONAL |= {name: {"rasterio"} for name in GEO}
 
 FILES = [*sorted(path for name in OURS for path in (ROOT / name).rglob("*.py")), ROOT / "main.py", ROOT / "hubconf.py"]
 

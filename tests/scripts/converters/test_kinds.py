@@ -1,0 +1,41 @@
+"""Every kind: `auto` recognises its tree, and the experiment that is written loads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.loader import load_config
+from scripts import prepare
+from tests.scripts.converters import test_dior, test_geo, test_neon, test_soda, test_tinyperson, test_xview
+from tests.scripts.converters.trees import run
+
+TREES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "dior": ("dior", test_dior.tree),
+    "geo": ("geo", test_geo.tree),
+    "neon": ("neon", test_neon.evaluation),
+    "neon, wheel": ("neon", test_neon.wheel),
+    "soda-a": ("soda", test_soda.soda_a_flat),
+    "soda-d": ("soda", test_soda.soda_d),
+    "tinyperson": ("tinyperson", test_tinyperson.tree),
+    "xview": ("xview", test_xview.tree),
+}
+
+
+@pytest.mark.parametrize(("name", "more"), [(name, ["--small"]) for name in TREES] + [("geo", []), ("xview", [])])
+def test_the_experiment_loads(name: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind, tree = TREES[name]
+    tree(tmp_path / "any name")
+    manifest = run("auto", tmp_path / "any name", tmp_path / "mine", *more)
+    printed = capsys.readouterr().out
+    assert f"taken for {kind}: " in printed
+    assert manifest["options"]["kind"] == kind
+    assert printed.splitlines()[-1].startswith("python main.py --config ")
+    config = load_config(tmp_path / "mine" / "dino_d3q_mine.yaml")
+    assert config.model.num_classes == len(manifest["classes"])
+    assert config.data.root == str(tmp_path / "mine")
+    assert (tmp_path / "mine" / "samples.jpg").is_file()
+
+
+def test_no_kind_is_left_out() -> None:
+    assert sorted(prepare.AUTO_ORDER) == sorted(prepare.KINDS)
