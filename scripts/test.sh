@@ -28,4 +28,4 @@ export OMP_NUM_THREADS=1
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest -n 2 --dist loadfile -m "not slow" "$@"
+"$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"

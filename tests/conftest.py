@@ -11,6 +11,19 @@ from configs.schema import Config
 from engine.commands import setup
 
 torch.set_num_threads(1)
+LONGEST = (
+    *("test_interruption.py", "test_step_memory.py", "test_cuda_faults.py", "test_main.py", "test_library_build.py"),
+    *("test_gpu_day.py", "test_chaos.py", "test_sanitizers.py", "test_operator.py", "test_predict.py"),
+    *("test_batch_invariance.py", "test_cuda_build.py", "test_cuda_binding.py", "test_cuda_kernels.py"),
+    *("test_distributed_launch.py", "test_bad_input_table.py", "test_resume_auto.py", "test_evaluate_results.py"),
+)
+"""Files of more than 20 seconds, the longest first"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: scripts/test.sh hands out whole files, and at the end a long one would run alone."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
