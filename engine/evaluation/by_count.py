@@ -18,11 +18,19 @@ class BinResult:
     images: int
     average_precision: float
     """The protocol's mAP"""
+    average_precision_50: float
+    """At an IoU of 0.5"""
+    very_tiny_precision: float
+    """The protocol's mAP of very tiny objects, where it has one"""
     average_recall: float
     """At the protocol's largest number of detections"""
     mean_queries: float
     coverage: float
     """Share of the images with at least as many queries as objects"""
+    count_error: float
+    """Mean absolute error of the count by density; NaN without one"""
+    count_bias: float
+    """Mean of estimate - objects"""
 
 
 def evaluate_by_count(
@@ -30,7 +38,7 @@ def evaluate_by_count(
 ) -> dict[str, BinResult]:
     """Results of all images under "all", then of every bin of COUNT_BINS."""
     counts = object_counts(found, objects)
-    metrics = count_metrics(None, found.num_queries, counts)
+    metrics = count_metrics(found.predicted_counts, found.num_queries, counts)
     count_of = dict(zip(found.image_ids.tolist(), counts.tolist(), strict=True))
     records = list(image_records(found, objects))
     results = {}
@@ -41,9 +49,13 @@ def evaluate_by_count(
         results[name] = BinResult(
             images=len(chosen),
             average_precision=measured(summary["mAP"]),
+            average_precision_50=measured(summary["mAP_50"]),
+            very_tiny_precision=measured(summary.get("mAP_vt", -1.0)),
             average_recall=measured(summary[f"AR@{protocol.max_detections[-1]}"]),
             mean_queries=metrics[f"mean_queries{suffix}"],
             coverage=metrics[f"coverage{suffix}"],
+            count_error=metrics[f"count_MAE{suffix}"],
+            count_bias=metrics[f"count_bias{suffix}"],
         )
     return results
 

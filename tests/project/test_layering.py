@@ -43,8 +43,8 @@ ABOVE_ENGINE = "engine.commands"
 MAY_NEED = {"d3q": {"torch"}, "configs": {"yaml"}, "engine/metrics": {"numpy"}}
 # Optional extras, which the rest does without.
 GEO = ("datasets/images/windowed.py", "engine/prediction/georeference.py", "scripts/converters/geo.py")
-OPTIONAL = {name: {"matplotlib"} for name in ("scripts/compare_budgets.py", "scripts/compare_scores.py")}
-OPTIONAL |= {name: {"rasterio"} for name in GEO}
+PLOTS = tuple(f"scripts/compare_{name}.py" for name in ("budgets", "counts", "scores"))
+OPTIONAL = {name: {"matplotlib"} for name in PLOTS} | {name: {"rasterio"} for name in GEO}
 
 FILES = [*sorted(path for name in OURS for path in (ROOT / name).rglob("*.py")), ROOT / "main.py", ROOT / "hubconf.py"]
 

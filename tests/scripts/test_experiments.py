@@ -1,12 +1,14 @@
 """The measuring scripts, on runs so small that they take seconds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import main
-from scripts import compare_budgets, measure_departures
+from scripts import compare_budgets, compare_counts, measure_departures
+from scripts.support import comparison
 from tests.support.tiny_run import write_experiment
 
 
@@ -16,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("budgets")
     config = write_experiment(folder, train=[3, 0, 5, 2], val=[4, 0, 12, 2])
     for name, overrides in compare_budgets.BUDGETS.items():
-        output = folder / "runs" / f"{compare_budgets.slug(name)}_seed3"
+        output = folder / "runs" / f"{comparison.slug(name)}_seed3"
         settings = [f"runtime.output_dir={output}", "optim.epochs=1"]
         settings += ["model.num_queries=10" if "=100" in text else text for text in overrides]
         assert main.main(["--config", str(config), "--set", *settings]) == 0
@@ -50,10 +52,33 @@ def test_comparison_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "run without --report-only" in capsys.readouterr().err
 
 
+def test_comparison_of_count_losses(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, out = folder / "tiny.yaml", tmp_path / "counts"
+    trained = folder / "runs" / "d3q_seed3" / "best.pth"
+    for name in compare_counts.LOSSES:  # the same detector twice
+        run = out / f"{comparison.slug(name)}_seed3"
+        run.mkdir(parents=True)
+        shutil.copy(trained, run)
+    arguments = ["--config", str(config), "--out", str(out), "--seeds", "3", "--report-only"]
+    assert compare_counts.main(arguments) == 0
+    results = json.loads((out / "results.json").read_text())
+    own, equal = (results[key]["published"]["3"]["all"] for key in ("own", "equal_queries"))
+    timeless = [{key: value for key, value in found.items() if key != "milliseconds"} for found in (own, equal)]
+    assert timeless[0] == timeless[1]
+    assert own["count_error"] >= abs(own["count_bias"]) > 0
+    rows = (out / "table.md").read_text().splitlines()
+    assert sum(row.startswith("| all | 4 | published |") for row in rows) == 2
+    assert sum(row.startswith("| 11-50 | 1 |") for row in rows) == len(compare_counts.LOSSES)
+    assert not any(row.startswith("| 101-500") for row in rows)
+    capsys.readouterr()
+    assert compare_counts.main([*arguments, "--set", "model.d3q=null"]) == 2
+    assert "model.d3q is null" in capsys.readouterr().err
+
+
 def test_a_cell_has_the_mean_and_the_range_of_the_seeds() -> None:
-    assert compare_budgets.cell([]) == "-"
-    assert compare_budgets.cell([1.0]) == "1.0"
-    assert compare_budgets.cell([1.0, 3.0, 5.0]) == "3.0 (1.0 to 5.0)"
+    assert comparison.cell([]) == "-"
+    assert comparison.cell([1.0]) == "1.0"
+    assert comparison.cell([1.0, 3.0, 5.0]) == "3.0 (1.0 to 5.0)"
 
 
 def test_departures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
