@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import new_file_argument, path_argument
-from engine.commands.exit_codes import exit_code
+from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
 
 DIFFERENT_CODE = 7
@@ -51,19 +51,31 @@ def evaluate(options: argparse.Namespace) -> int:
     from engine.metrics.average_precision import detection_metrics, get_protocol
     from engine.metrics.records import records_from_coco
 
+    if options.max_detections is not None and options.max_detections < 1:
+        raise UsageError(f"--max-detections {options.max_detections} is below 1")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UsageError(f"--json {options.json}: there is no folder {options.json.parent}; create it first")
+
+    def shown(value: float) -> str:
+        return "-" if value == -1 else format_percent(value)
+
     gt, detections = read_annotations(options.annotations), read_results(options.results)
     protocol = get_protocol(options.protocol, options.max_detections)
     try:
+        records_from_coco(gt, [])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{options.annotations}: {explained(error)}") from None
+    try:
         records, category_ids = records_from_coco(gt, detections)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{options.results}: {error}") from None
+        raise DataError(f"{options.results}: {explained(error)}") from None
     metrics = detection_metrics(records, num_classes=len(category_ids), protocol=protocol)
     summary = metrics.summary()
     print(f"{options.results}: {len(detections):,} detections in {len(records):,} images, protocol {protocol.name}")
     figures: dict[str, Any] = {"protocol": protocol.name, "detection": summary}
     heading, rows = (
         ["", "%"],
-        [[column_heading(name), "-" if value == -1 else format_percent(value)] for name, value in summary.items()],
+        [[column_heading(name), shown(value)] for name, value in summary.items()],
     )
     verdict, agree = "", True
     if options.pycocotools:
@@ -74,7 +86,7 @@ def evaluate(options: argparse.Namespace) -> int:
         agree = largest <= LIMIT
         heading.append("pycocotools")
         for row, name in zip(rows, summary, strict=True):
-            row.append(format_percent(official[name]) if name in official else "")
+            row.append(shown(official[name]) if name in official else "")
         verdict = f"{'both agree' if agree else 'THEY DIFFER'}: the largest difference is {largest:.1e}"
     print(format_table(heading, rows))
     if verdict:
@@ -82,6 +94,10 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0 if agree else DIFFERENT_CODE
+
+
+def explained(error: Exception) -> str:
+    return f"an entry has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
@@ -120,11 +136,16 @@ def find_fault(entry: Any) -> str:
             return f"{name} {entry.get(name)!r} is not the id of the annotation file, a whole number"
     box, score = entry.get("bbox"), entry.get("score")
     numbers = box if isinstance(box, list) else []
-    if len(numbers) != 4 or not all(isinstance(x, int | float) and abs(x) < float("inf") for x in numbers):
+    if len(numbers) != 4 or not all(is_number(x) for x in numbers):
         return f"bbox {box!r} is not [x, y, width, height] in px"
-    if not isinstance(score, int | float) or not abs(score) < float("inf"):
+    if not is_number(score):
         return f"score {score!r} is not a number"
     return ""
+
+
+def is_number(value: Any) -> bool:
+    """Finite, also as a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def read_json(path: Path) -> Any:

@@ -89,7 +89,9 @@ def _add_folders_and_files(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bands", metavar="R,G,B", help="numbers of the bands to read, from 1; needs rasterio")
     parser.add_argument(
-        "--stretch", metavar="MIN,MAX|percentile", help="values that become black and white; needs rasterio"
+        "--stretch",
+        metavar="MIN,MAX|percentile",
+        help="values that become black and white; needs rasterio (--stretch=-5,100)",
     )
     parser.add_argument(
         "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override the config"
@@ -135,7 +137,10 @@ def run(options: argparse.Namespace) -> int:
     sources = [*options.sources, *options.source]
     check_usage(options, sources)
 
-    from datasets.images.sources import find_sources  # torch takes seconds; usage errors are reported before
+    from datasets.images.sources import (
+        default_name,
+        find_sources,
+    )  # torch takes seconds; usage errors are reported before
     from engine.commands.predict import load_predictor
     from engine.commands.predict_folder import choose_folder, predict_sources
     from engine.distributed.watchdog import HangWatch
@@ -144,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
     predictor = load_predictor(options.resume, settings=options.set, scores=options.scores, device=options.device)
     chosen = resolve(options, predictor)
     with HangWatch(predictor.processes, limit=predictor.config.runtime.hang_timeout):
-        folder = options.resumed or options.out or choose_folder(Path(sources[0]).stem, predictor.processes)
+        folder = options.resumed or options.out or choose_folder(default_name(sources[0]), predictor.processes)
         return predict_sources(predictor, found, chosen, folder, resumed=options.resumed is not None)
 
 
@@ -162,6 +167,8 @@ def check_usage(options: argparse.Namespace, sources: Sequence[str]) -> None:
         raise UsageError(f"--max-pixels {options.max_pixels} is below 1")
     if options.overlap < 0:
         raise UsageError(f"--overlap {options.overlap:g} is below 0")
+    if not options.overlap < float("inf"):
+        raise UsageError(f"--overlap {options.overlap:g}: give a share of a tile's side, below 1, or px")
     if unknown := sorted(set(split(options.formats)) - set(FORMATS)):
         raise UsageError(f"--formats {unknown[0]}: unknown; known are {', '.join(FORMATS)}")
 
@@ -179,7 +186,7 @@ def resolve(options: argparse.Namespace, predictor: "Predictor") -> "PredictionO
         tile=tile_size(options, predictor),
         overlap=options.overlap,
         batch_size=options.batch_size or predictor.config.data.batch_size,
-        formats=None if options.formats is None else tuple(split(options.formats)),
+        formats=None if options.formats is None else tuple(dict.fromkeys(split(options.formats))),
         raster=RasterOptions(options.max_pixels, exif, bands_of(options.bands), stretch_of(options.stretch)),
     )
 
@@ -195,13 +202,16 @@ def tile_size(options: argparse.Namespace, predictor: "Predictor") -> tuple[int,
         if options.scale != 1:
             raise UsageError("--tile N and --scale exclude each other: both say how large objects become")
         size = int(options.tile), int(options.tile)
-    if options.overlap >= 1 and round(options.overlap) >= min(size):
-        raise UsageError(f"--overlap {options.overlap:g} px is not below the tile's side of {min(size)} px")
+    overlap = options.overlap if options.overlap >= 1 else options.overlap * min(size)
+    if round(overlap) >= min(size):
+        raise UsageError(f"--overlap {overlap:g} px is not below the tile's side of {min(size)} px")
     return size
 
 
 def labels_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
-    """Raises UsageError for a class that the detector does not know."""
+    """Raises UsageError for a class that the detector does not know, and for none."""
+    if not names:
+        raise UsageError(f"--classes names no class; the detector knows {', '.join(known)}")
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"--classes {unknown[0]}: the detector does not know it; it knows {', '.join(known)}")
     return tuple(sorted(known.index(name) for name in names))

@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from datasets.images.decode import ImageFile, inspect_image, read_image
-from datasets.images.orientation import ExifPolicy
+from datasets.images.decode import FORMATS, ImageFile, inspect_image, read_image
+from datasets.images.orientation import ExifPolicy, Frame, choose_frame, read_orientation
 from datasets.structures import DataError, Georeference
 
 Window = tuple[int, int, int, int]
@@ -83,12 +83,51 @@ def open_raster(file: ImageFile, options: RasterOptions) -> Raster:
     windowed = options.bands is not None or options.stretch is not None
     if windowed and not has_rasterio():
         raise MissingExtraError(f"--bands and --stretch need rasterio: {GEO_EXTRA}")
-    header = read_tiff_header(file.path)
+    try:
+        header = read_tiff_header(file.path)
+    except OSError as error:
+        inspect_image(file)  # says what is wrong
+        raise DataError(f"{file.path}: cannot be read ({error.strerror})", "unreadable_image") from None
     placed = header is not None and header.georeferenced
     if windowed or (header is not None and has_rasterio() and (placed or header.pixels > options.max_pixels)):
-        return WindowedRaster(file.path, bands=options.bands, stretch=options.stretch)
+        raster = WindowedRaster(file.path, bands=options.bands, stretch=options.stretch)
+        try:
+            _require_frame(file, (raster.width, raster.height), options.exif)
+        except DataError:
+            raster.close()
+            raise
+        return raster
     remark = f"it is georeferenced; for coordinates and windowed reading: {GEO_EXTRA}" if placed else ""
     return DecodedImage(file, options, remark=remark)
+
+
+def _require_frame(file: ImageFile, stored: tuple[int, int], exif: ExifPolicy) -> None:
+    """rasterio reads the pixels as stored: raise a DataError where training would turn them, or wants another size.
+
+    stored   (width, height) px
+    """
+    try:
+        with Image.open(file.path, formats=FORMATS) as image:
+            orientation = read_orientation(image, file.path)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError):
+        orientation = 1  # a format of rasterio's alone
+    if file.size is not None:
+        frame = choose_frame(stored, orientation, file.size[::-1], exif)
+    else:
+        frame = Frame(orientation, applied=orientation > 1 and exif != "ignore")
+    if frame is None:
+        height, width = file.size or (0, 0)
+        raise DataError(
+            f"{file.path}: is {stored[0]} x {stored[1]} px, but {file.entry} says width {width}, height {height}; "
+            "correct the annotation file or restore the image it was made from",
+            "image_size",
+        )
+    if frame.applied:
+        raise DataError(
+            f"{file.path}: the camera's rotation (EXIF orientation {orientation}) is not undone when rasterio reads it "
+            "(--bands, --stretch, windows); save it turned, or read it as stored with --set data.exif=ignore",
+            "turned_image",
+        )
 
 
 class DecodedImage:

@@ -6,8 +6,9 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from datasets.images.decode import ImageFile
@@ -36,8 +37,8 @@ class Source:
 def find_sources(sources: Sequence[str], *, images_root: Path | None = None) -> list[Source]:
     """All images that are named, each once.
 
-    sources       an image, a folder (searched with its subfolders), a glob, a .txt list (one path in each line,
-                  relative to the list), or one COCO file
+    sources       an image, a folder (searched with its subfolders, but not for earlier results), a glob, a .txt list
+                  (one path in each line, relative to the list), or one COCO file
     images_root   folder that the file names of a COCO file are relative to
 
     Raises DataError for what does not exist or holds no image.
@@ -61,7 +62,7 @@ def _of_one(source: str) -> list[tuple[Path, str, str]]:
     """(path, name, name of what it was found in) of the images of one source."""
     path = Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = sorted(p for p in _files_below(path) if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             known = ", ".join(sorted(SUFFIXES))
             raise DataError(f"{source}: no image in this folder or below; known are {known}", "empty")
@@ -72,13 +73,25 @@ def _of_one(source: str) -> list[tuple[Path, str, str]]:
         if not path.exists():
             raise DataError(f"{source}: no such image, folder or list", "missing_image")
         return [(path, path.name, path.resolve().parent.name)]
-    fixed = Path(source[: source.index(next(c for c in source if c in "*?["))])
-    base = fixed if source[: len(str(fixed)) + 1].endswith("/") else fixed.parent
+    base = _fixed_folder(source)
     files = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).is_file())
     files = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not files:
         raise DataError(f"{source}: no image matches; quote the pattern, and use ** for subfolders", "empty")
     return [(p, p.relative_to(base).as_posix(), base.resolve().name) for p in files]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and its subfolders, except those of earlier predictions; links to folders are not
+    followed."""
+    for current, folders, files in os.walk(folder):
+        place = Path(current)
+        folders[:] = [name for name in folders if not _holds_prediction(place / name)]
+        yield from (place / name for name in files)
+
+
+def _holds_prediction(folder: Path) -> bool:
+    return (folder / "prediction.json").is_file() and (folder / "parts").is_dir()
 
 
 def _of_list(path: Path) -> list[tuple[Path, str, str]]:
@@ -105,12 +118,28 @@ def _unique_names(entries: Sequence[tuple[Path, str, str]]) -> list[str]:
     """The names; where some are equal, behind the name of what they were found in, or a number."""
     times = Counter(name for _, name, _ in entries)
     names = [name if times[name] == 1 else f"{root}/{name}" for _, name, root in entries]
-    times, seen = Counter(names), Counter[str]()
+    times = Counter(names)
+    taken = {name for name in names if times[name] == 1}
     for place, name in enumerate(names):
-        seen[name] += 1
         if times[name] > 1:
-            names[place] = f"{seen[name]}/{name}"
+            names[place] = next(new for number in count(1) if (new := f"{number}/{name}") not in taken)
+            taken.add(names[place])
     return names
+
+
+def default_name(source: str) -> str:
+    """What results of a source are called: the stem of a file, the name of a folder, of a glob that of its folder."""
+    path = Path(source)
+    if glob.has_magic(source) and not path.exists():
+        path = _fixed_folder(source)
+    path = path.resolve()
+    return (path.name if path.is_dir() else path.stem) or "images"
+
+
+def _fixed_folder(pattern: str) -> Path:
+    """The folder of a glob in front of its first wildcard."""
+    fixed = pattern[: next(place for place, letter in enumerate(pattern) if letter in "*?[")]
+    return Path(fixed) if fixed.endswith("/") else Path(fixed).parent
 
 
 def _of_coco(path: Path, images_root: Path | None) -> list[Source]:
@@ -128,7 +157,7 @@ def _of_coco(path: Path, images_root: Path | None) -> list[Source]:
         raise DataError(f"--images {images_root}: no such folder", "missing_root")
     sources = [_coco_entry(path, place, entry, images_root) for place, entry in enumerate(images)]
     for what, values in (("id", [s.image_id for s in sources]), ("file_name", [s.name for s in sources])):
-        repeated = [value for value, count in Counter(values).items() if count > 1]
+        repeated = [value for value, times in Counter(values).items() if times > 1]
         if repeated:
             raise DataError(f"{path}: images: {what} {repeated[0]!r} occurs twice; each image needs its own", "sources")
     return sources

@@ -62,11 +62,11 @@ class WindowedRaster:
     """
 
     turned = False
-    remark = ""
 
     def __init__(self, path: Path, *, bands: tuple[int, int, int] | None, stretch: Stretch | None) -> None:
         import rasterio
         from rasterio.enums import MaskFlags
+        from rasterio.errors import RasterioError
 
         self.path = path
         try:
@@ -75,15 +75,20 @@ class WindowedRaster:
             raise DataError(f"{path}: cannot be opened as a raster ({error})", "broken_image") from None
         self.width, self.height = self._data.width, self._data.height
         try:
-            self.georeference = _find_place(self._data)
+            self.georeference, self.remark = _find_place(self._data)
             self._palette = _read_palette(self._data) if bands is None else None
             self._bands = [1] if self._palette is not None else self._choose_bands(bands)
             self._require_range(stretch)
+            self._whole = all(MaskFlags.all_valid in flags for flags in self._data.mask_flag_enums)
         except DataError:
             self._data.close()
             raise
+        except RasterioError as error:
+            self._data.close()
+            raise DataError(f"{path}: cannot be opened as a raster ({error})", "broken_image") from None
         self._stretch = stretch
-        self._whole = all(MaskFlags.all_valid in flags for flags in self._data.mask_flag_enums)
+        tags = self._data.tags(ns="IMAGE_STRUCTURE")
+        self._white_is_zero = self._palette is None and tags.get("MINISWHITE") == "YES"
 
     def read(self, window: Window) -> Image.Image | None:
         """RGB; None where no pixel holds data. Raises DataError."""
@@ -111,14 +116,18 @@ class WindowedRaster:
             method = Resampling.nearest if self._palette is not None else Resampling.average
             shape = (len(self._bands), *size)
             values = self._data.read(self._bands, window=window, out_shape=shape, resampling=method)
+            limits = self._range
         except (RasterioError, OSError) as error:
-            raise DataError(f"{self.path}: cannot be read at {window} ({error})", "broken_image") from None
+            place = "" if window is None else f" at {window}"
+            raise DataError(f"{self.path}: cannot be read{place} ({error})", "broken_image") from None
         if self._palette is not None:
             return Image.fromarray(self._palette[values[0]])
-        if self._range is not None:
-            low, high = (limits[:, None, None] for limits in self._range)
+        if limits is not None:
+            low, high = (limit[:, None, None] for limit in limits)
             share = (values.astype(np.float32) - low) / (high - low)
             values = np.rint(np.nan_to_num(share.clip(0, 1)) * 255).astype(np.uint8)
+        if self._white_is_zero:
+            values = 255 - values
         return Image.fromarray(np.ascontiguousarray(np.broadcast_to(values, (3, *size)).transpose(1, 2, 0)))
 
     def _overview_size(self, longest: int) -> tuple[int, int]:
@@ -142,6 +151,10 @@ class WindowedRaster:
 
     def _require_range(self, stretch: Stretch | None) -> None:
         kinds = {self._data.dtypes[band - 1] for band in self._bands}
+        if any(kind.startswith("complex") for kind in kinds):
+            raise DataError(
+                f"{self.path}: holds {', '.join(sorted(kinds))} values; make real ones of them", "deep_image"
+            )
         if stretch is None and kinds != {"uint8"}:
             raise DataError(
                 f"{self.path}: holds {', '.join(sorted(kinds))} values; say which of them become black and white: "
@@ -177,10 +190,22 @@ def _read_palette(data: Any) -> np.ndarray | None:
     return np.array([colours.get(index, (0, 0, 0, 0))[:3] for index in range(256)], np.uint8)
 
 
-def _find_place(data: Any) -> Georeference | None:
-    """None without a coordinate reference system, or without a transform (ground control points are not used)."""
+def _find_place(data: Any) -> tuple[Georeference | None, str]:
+    """Where it lies, or None and why: no coordinate reference system, no transform (ground control points are not
+    used), or corners without a longitude and latitude."""
+    from rasterio.warp import transform
+
     if data.crs is None or data.transform.is_identity:
-        return None
+        return None, ""
+    a, b, c, d, e, f = tuple(data.transform)[:6]
+    corners = [(a * x + b * y + c, d * x + e * y + f) for x in (0, data.width) for y in (0, data.height)]
+    try:
+        places = transform(data.crs, "OGC:CRS84", *map(list, zip(*corners, strict=True)))[:2]
+        reason = "" if np.isfinite(places).all() else "its corners lie outside of its projection"
+    except Exception as error:  # what PROJ says of a local system is none of rasterio's public errors
+        reason = " ".join(str(error).split())
+    if reason:
+        return None, f"no longitude and latitude, so its results are in px ({reason})"
     code = data.crs.to_epsg()
     crs = f"EPSG:{code}" if code is not None else data.crs.to_wkt()
-    return Georeference(crs, tuple(data.transform)[:6])
+    return Georeference(crs, tuple(data.transform)[:6]), ""

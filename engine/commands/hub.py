@@ -10,7 +10,9 @@ from torch import Tensor
 
 from configs.schema import Config
 from datasets.images.decode import ImageFile
+from datasets.images.orientation import ExifPolicy
 from datasets.images.rasters import RasterOptions, open_raster
+from datasets.structures import DataError
 from engine.checkpoints.checkpoint import CheckpointError
 from engine.commands.predict import Predictor, load_predictor
 from engine.distributed.processes import Processes
@@ -73,9 +75,16 @@ class ImageDetector:
         overlap   of tiles, a share of their side
         scale     network pixels per image pixel, over the training's
 
-        Raises DataError for a file that cannot be read, ValueError for an image of another shape or type.
+        Raises DataError for a file that cannot be read, ValueError for an image of another shape or type, and for
+        other values.
         """
-        picture = as_picture(image)
+        if not 0 <= conf <= 1:
+            raise ValueError(f"conf {conf} is not in 0..1")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap {overlap} is not a share of a tile's side: 0, or more and below 1")
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale {scale} is not above 0")
+        picture = as_picture(image, exif=self.predictor.config.data.exif)
         plan = plan_tiles(*picture.size, tile=self.predictor.tile_size(scale), overlap=overlap)
         selection = Selection(conf)
         if len(plan) == 1:
@@ -96,19 +105,24 @@ class ImageDetector:
         )
 
 
-def as_picture(image: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """RGB. Raises ValueError, DataError."""
+def as_picture(image: str | Path | Image.Image | np.ndarray | Tensor, *, exif: ExifPolicy = "auto") -> Image.Image:
+    """RGB.
+
+    exif   of a file, as in training
+
+    Raises ValueError, DataError.
+    """
     if isinstance(image, str | Path):
-        raster = open_raster(ImageFile(Path(image)), RasterOptions(MAX_PIXELS))
-        pixels = raster.read((0, 0, raster.width, raster.height))
-        return Image.new("RGB", (raster.width, raster.height)) if pixels is None else pixels
+        return _read_file(Path(image), exif)
     if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise ValueError(f"a PIL image of mode {image.mode} holds more than 8 bits; scale its values to 0..255")
         return image.convert("RGB")
     array = image
     if isinstance(array, Tensor):
         if array.ndim != 3 or len(array) != 3:
             raise ValueError(f"a tensor of shape {tuple(array.shape)} is no RGB image; give (3, H, W)")
-        if array.is_floating_point():
+        if array.is_floating_point() and array.numel():
             low, high = float(array.min()), float(array.max())
             if not (low >= 0 and high <= 1):
                 raise ValueError(
@@ -116,15 +130,40 @@ def as_picture(image: str | Path | Image.Image | np.ndarray | Tensor) -> Image.I
                 )
             array = (array * 255).round().to(torch.uint8)
         array = array.permute(1, 2, 0).cpu().numpy()
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"a {type(image).__name__} is no image; give a path, a PIL image, an array or a tensor")
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(f"an array of shape {array.shape}, {array.dtype}, is no image; give uint8 (H, W, 3), RGB")
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _read_file(path: Path, exif: ExifPolicy) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS  # decoding sets it, and the calling program has its own
+    try:
+        raster = open_raster(ImageFile(path), RasterOptions(MAX_PIXELS, exif))
+        pixels = raster.read((0, 0, raster.width, raster.height))
+        raster.close()
+    except DataError as error:
+        if error.reason not in ("band_count", "deep_image"):
+            raise
+        problem = error.summary().partition(";")[0]
+        raise DataError(f"{problem}; give its pixels as a uint8 array (H, W, 3)", error.reason) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    return Image.new("RGB", (raster.width, raster.height)) if pixels is None else pixels
 
 
 def load_detector(
     checkpoint: str | Path, *, system: str, device: str = "auto", scores: str = "corrected"
 ) -> ImageDetector:
-    """The detector of a checkpoint. Raises CheckpointError if it is of another system than asked for."""
+    """The detector of a checkpoint.
+
+    scores   corrected (where the head allows it) | published
+
+    Raises CheckpointError if it is of another system than asked for, ValueError for other scores.
+    """
+    if scores not in ("corrected", "published"):
+        raise ValueError(f"scores {scores!r}: give corrected or published")
     path = Path(checkpoint)
     with torch.random.fork_rng():  # the initial weights are drawn, then replaced
         predictor = load_predictor(path, device=device, scores=scores, start=_one_process)

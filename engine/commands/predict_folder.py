@@ -89,7 +89,6 @@ def predict_sources(
     Raises RunFolderError for a folder of another prediction, and for a full disk, where what is finished stays.
     """
     processes = predictor.processes
-    remedy = f"{folder}: not written ({{}}); free some space, then repeat the command with --continue {folder}"
     try:
         _begin(folder, options.identity(predictor, sources), processes, resumed=resumed)
         entries, remarks = _entries(sources, options)
@@ -97,16 +96,20 @@ def predict_sources(
             print("\n".join([*predictor.remarks, *remarks]), end="\n" * bool(predictor.remarks or remarks), flush=True)
         recorded = Recorded.scan(folder)
         units = make_units(entries, batch_size=options.batch_size, world_size=processes.world_size)
+        before = frozenset(recorded.places)
         started = time.perf_counter()
         _predict(predictor, units, options, folder, recorded)
         seconds = time.perf_counter() - started
         if not processes.is_main:
             return 0
-        return _conclude(predictor, options, folder, expected=len(sources), seconds=seconds)
+        return _conclude(predictor, options, folder, expected=len(sources), before=before, seconds=seconds)
     except OSError as error:
         if error.errno not in NO_ROOM | {errno.EACCES}:
             raise
-        raise RunFolderError(remedy.format(error.strerror)) from error
+        remedy = "free some space" if error.errno in NO_ROOM else "make it writable"
+        raise RunFolderError(
+            f"{folder}: not written ({error.strerror}); {remedy}, then repeat the command with --continue {folder}"
+        ) from error
 
 
 def _begin(folder: Path, identity: dict[str, Any], processes: Processes, *, resumed: bool) -> None:
@@ -198,8 +201,20 @@ def _tile_counter(total: int, *, enabled: bool) -> Iterator[Any]:
         yield add
 
 
-def _conclude(predictor: Predictor, options: PredictionOptions, folder: Path, *, expected: int, seconds: float) -> int:
-    """Write the outputs and say what was done, on rank 0."""
+def _conclude(
+    predictor: Predictor,
+    options: PredictionOptions,
+    folder: Path,
+    *,
+    expected: int,
+    before: frozenset[int],
+    seconds: float,
+) -> int:
+    """Write the outputs and say what was done, on rank 0.
+
+    expected   number of images
+    before     ids of the images that an earlier command had finished
+    """
     recorded = Recorded.scan(folder)
     if len(recorded.places) != expected:
         raise RunFolderError(
@@ -209,7 +224,7 @@ def _conclude(predictor: Predictor, options: PredictionOptions, folder: Path, *,
     totals = Totals()
     images = []
     for result in recorded.results():
-        totals.add(result)
+        totals.add(result, earlier=result.image_id in before)
         images.append(image_summary(result))
     formats = options.formats
     if formats is None:

@@ -1,11 +1,16 @@
 """Results in the formats that other tools read: COCO, CSV, YOLO, GeoJSON. Boxes are never rounded."""
 
 import csv
+import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import count
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from engine.evaluation.coco_results import CocoResults
 from engine.prediction.georeference import box_polygons
@@ -74,7 +79,7 @@ def _write_images(
 
 @contextmanager
 def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Writer]:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(CSV_COLUMNS)
 
@@ -104,16 +109,32 @@ def _yolo(folder: Path, files: dict[int, str]) -> Iterator[Writer]:
 
 
 def _label_files(results: Iterator[ImageResult]) -> dict[int, str]:
-    """Image id -> FOLDER/STEM.txt, or FOLDER/NAME.txt where another image there has the same stem."""
-    names = {result.image_id: safe_name(result.path) for result in results}
+    """Image id -> FOLDER/STEM.txt, or FOLDER/NAME.txt where another image there has the same stem; never two alike."""
+    names = {result.image_id: safe_name(result.path) for result in results if result.objects is not None}
     stems = {image_id: name.with_suffix(".txt").as_posix() for image_id, name in names.items()}
     times = Counter(stems.values())
-    return {i: stem if times[stem] == 1 else f"{names[i].as_posix()}.txt" for i, stem in stems.items()}
+    files = {image_id: stem for image_id, stem in stems.items() if times[stem] == 1}
+    taken = set(files.values())
+    for image_id, name in names.items():
+        if image_id not in files:
+            candidates = (f"{name}{'' if number == 1 else f'-{number}'}.txt" for number in count(1))
+            files[image_id] = next(file for file in candidates if file not in taken)
+            taken.add(files[image_id])
+    return files
 
 
 def safe_name(path: str) -> PurePosixPath:
-    """A relative path below a folder of results, for any name of an image."""
-    return PurePosixPath(*[part for part in PurePosixPath(path).parts if part not in ("/", "..", ".")])
+    """A relative path below a folder of results, for any name of an image; parts of at most 200 bytes."""
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..", ".")]
+    return PurePosixPath(*[_shortened(part) for part in parts or ["image"]])
+
+
+def _shortened(part: str) -> str:
+    """File systems take 255 bytes, of which endings need some."""
+    content = os.fsencode(part)
+    if len(content) <= 200:
+        return part
+    return f"{content[:180].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 @contextmanager
@@ -127,8 +148,11 @@ def _geojson(path: Path, class_names: Sequence[str], category_ids: Sequence[int]
             nonlocal first
             if result.georeference is None:
                 return
-            polygons = box_polygons(found.boxes, result.georeference).tolist()
-            for polygon, (_, score, label) in zip(polygons, _rows(found), strict=True):
+            polygons = box_polygons(found.boxes, result.georeference)
+            on_earth = np.isfinite(polygons).all(axis=(1, 2)).tolist()
+            for polygon, known, (_, score, label) in zip(polygons.tolist(), on_earth, _rows(found), strict=True):
+                if not known:
+                    continue  # outside of its projection, although the raster's corners are not
                 properties = {"class_id": category_ids[label], "class_name": class_names[label]}
                 properties |= {"score": score, "image": result.path}
                 geometry = {"type": "Polygon", "coordinates": [polygon]}

@@ -25,13 +25,18 @@ class Totals:
     skipped: list[ImageResult] = field(default_factory=list)
     turned: int = 0
     georeferenced: int = 0
+    earlier_images: int = 0
+    earlier_pixels: int = 0
 
-    def add(self, result: ImageResult) -> None:
+    def add(self, result: ImageResult, *, earlier: bool = False) -> None:
+        """earlier   finished by an earlier command, so not in the time of this one"""
         if result.objects is None:
             self.skipped.append(result)
             return
         self.images += 1
         self.pixels += result.width * result.height
+        self.earlier_images += earlier
+        self.earlier_pixels += earlier * result.width * result.height
         self.tiles += result.num_tiles
         self.blank += result.num_blank
         self.queries += result.num_queries
@@ -54,6 +59,7 @@ def closing_lines(
     found = sum(totals.per_class.values())
     classes = ", ".join(f"{class_names[label]} {n:,}" for label, n in totals.per_class.most_common(_SHOWN))
     rate = max(seconds, 1e-9)
+    images, pixels = totals.images - totals.earlier_images, totals.pixels - totals.earlier_pixels
     rows = [
         ["images", f"{totals.images:,}"],
         ["detections", f"{found:,}" + (f" ({classes})" if classes else "")],
@@ -61,7 +67,8 @@ def closing_lines(
         ["queries", f"{totals.queries:,}"],
         [
             "time",
-            f"{seconds:.1f} s: {totals.images / rate:.2f} images/s, {totals.pixels / 1e6 / rate:.2f} megapixels/s",
+            f"{seconds:.1f} s: {images / rate:.2f} images/s, {pixels / 1e6 / rate:.2f} megapixels/s"
+            + (f"; {totals.earlier_images:,} images were done before" if totals.earlier_images else ""),
         ],
         ["results", f"{folder}: {', '.join(written)}"],
     ]

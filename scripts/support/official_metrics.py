@@ -32,7 +32,9 @@ def official_summary(
         truth = COCO()
         truth.dataset = content
         truth.createIndex()
-        found = truth.loadRes(copy.deepcopy(list(detections))) if detections else COCO()
+        # Only these keys: a "caption" or "segmentation" would make pycocotools read another kind of results.
+        plain = [{key: entry[key] for key in ("image_id", "category_id", "bbox", "score")} for entry in detections]
+        found = truth.loadRes(plain) if plain else COCO()
         evaluator = COCOeval(truth, found, "bbox")
         parameters = evaluator.params
         parameters.imgIds = sorted(image["id"] for image in content["images"])

@@ -73,6 +73,7 @@ BAD: dict[str, tuple[object, str]] = {
     "no box": ([GOOD | {"bbox": None}], r"detection 0: bbox None is not \[x, y, width, height\]"),
     "three numbers": ([GOOD | {"bbox": [1, 2, 3]}], r"bbox \[1, 2, 3\] is not"),
     "no score": ([{k: v for k, v in GOOD.items() if k != "score"}], r"score None is not a number"),
+    "huge": ([GOOD | {"score": 10**400}], r"score 1000000000.* is not a number"),
     "nan": ([GOOD | {"score": float("nan")}], r"score nan is not a number"),
     "unknown image": (
         [GOOD | {"image_id": 10**9}],
@@ -96,3 +97,33 @@ def test_bad_results(name: str, files: tuple[Path, Path], tmp_path: Path, capsys
 def test_bad_annotations(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluated(files[1], files[1]) == 3
     assert 'not a COCO annotation file: no list "images"' in capsys.readouterr().err
+
+
+def test_a_fault_of_the_annotations_is_not_blamed_on_the_results(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(files[0].read_text())
+    del content["annotations"][0]["bbox"]
+    (tmp_path / "broken.json").write_text(json.dumps(content))
+    assert evaluated(tmp_path / "broken.json", files[1]) == 3
+    error = capsys.readouterr().err
+    assert "broken.json: " in error
+    assert "bbox" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--json", "none/x.json"], "there is no folder"), (["--max-detections", "0"], "--max-detections 0 is below 1")],
+)
+def test_usage(
+    arguments: list[str], message: str, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluated(*files, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_keys_of_a_result_change_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
+    detections = json.loads(files[1].read_text())
+    extended = [{**entry, "caption": "a car", "segmentation": [[0, 0, 1, 1, 0, 1]]} for entry in detections]
+    (tmp_path / "more.json").write_text(json.dumps(extended))
+    assert evaluated(files[0], tmp_path / "more.json", "--pycocotools") == 0

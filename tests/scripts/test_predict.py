@@ -226,6 +226,31 @@ def test_a_conf_out_of_range_is_refused(run: Path, conf: str, capsys: pytest.Cap
     assert conf in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--overlap", "0.999"], "--overlap 47.952 px is not below the tile's side of 48 px"),
+        (["--overlap", "nan"], "--overlap nan"),
+        (["--overlap", "inf"], "--overlap inf"),
+        (["--classes", ","], "--classes names no class; the detector knows square, other"),
+    ],
+)
+def test_more_usage(run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    predicted(run, run / "data" / "val", *arguments, code=2)
+    assert message in capsys.readouterr().err
+
+
+def test_results_in_the_folder_of_the_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its pictures are no images to predict on, and a format that is named twice is written once."""
+    picture(tmp_path / "a.png", 48, 40)
+    command = (tmp_path, "--formats", "coco,visuals,coco")
+    predicted(run, *command, "--out", tmp_path / "out")
+    capsys.readouterr()
+    predicted(run, *command, "--continue", tmp_path / "out")
+    assert [image["path"] for image in summary(tmp_path / "out")["images"]] == ["a.png"]
+    assert "0.00 images/s, 0.00 megapixels/s; 1 images were done before" in capsys.readouterr().out
+
+
 def test_an_older_checkpoint_says_what_is_assumed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

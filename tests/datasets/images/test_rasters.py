@@ -1,5 +1,6 @@
 """Rasters: windows, bands, depth, no data, place; without rasterio: what is said. GeoTIFFs are written here."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write(path: Path, values: np.ndarray, *, crs: str | None = "EPSG:32633", **o
     bands, height, width = values.shape
     profile = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": values.dtype} | options
     if crs is not None:
-        profile |= {"crs": crs, "transform": Affine(*PLACE)}
+        profile = {"transform": Affine(*PLACE)} | profile | {"crs": crs}
     tags = profile.pop("tags", {})
     with rasterio.open(path, "w", **profile) as file:
         file.write(values)
@@ -169,3 +170,87 @@ def test_without_rasterio_it_is_said_what_is_missing(tmp_path: Path, monkeypatch
     assert np.array_equal(pixels(raster.read((0, 0, 60, 40))), RGB.transpose(1, 2, 0))
     with pytest.raises(MissingExtraError, match=r"--bands and --stretch need rasterio: pip install"):
         opened(path, bands=(1, 2, 3))
+
+
+@GEO
+def test_a_rotation_that_rasterio_does_not_undo_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(RGB.transpose(1, 2, 0)).save(tmp_path / "x.jpg", exif=exif)
+    assert opened(tmp_path / "x.jpg").turned
+    with pytest.raises(
+        DataError, match=r"EXIF orientation 6\) is not undone when rasterio reads it .*data\.exif=ignore"
+    ):
+        opened(tmp_path / "x.jpg", bands=(1, 2, 3))
+    assert opened(tmp_path / "x.jpg", bands=(1, 2, 3), exif="ignore").width == 60
+
+
+@GEO
+def test_another_size_than_the_annotated_one_is_refused_in_windows_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tif", RGB)
+    options = RasterOptions(max_pixels=10**6, bands=(1, 2, 3))
+    assert open_raster(ImageFile(path, size=(40, 60), entry="c.json: images[0]"), options).height == 40
+    with pytest.raises(DataError, match=r"is 60 x 40 px, but c\.json: images\[0\] says width 60, height 41"):
+        open_raster(ImageFile(path, size=(41, 60), entry="c.json: images[0]"), options)
+
+
+@GEO
+@pytest.mark.parametrize("options", [{}, {"stretch": (0.0, 255.0)}])
+def test_white_is_zero_is_read_as_training_reads_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = write(tmp_path / "x.tif", RGB[:1], photometric="MINISWHITE", compress="deflate")
+    raster = opened(path, **options)
+    assert isinstance(raster, windowed.WindowedRaster)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(expected[..., 0], 255 - RGB[0])
+    assert np.array_equal(pixels(raster.read((0, 0, 60, 40))), expected)
+
+
+@GEO
+def test_complex_values_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tif", RGB[:1].astype(np.complex64))
+    with pytest.raises(DataError, match="holds complex64 values; make real ones of them"):
+        opened(path, stretch="percentile")
+
+
+@GEO
+def test_a_damaged_raster_with_percentiles_is_a_data_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tif", RGB, compress="deflate")
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(DataError, match=r"x\.tif: cannot be (read|opened)"):
+        opened(path, stretch="percentile").read((0, 0, 60, 40))
+
+
+@GEO
+@pytest.mark.parametrize(
+    "crs",
+    [
+        'LOCAL_CS["site",UNIT["metre",1]]',
+        "+proj=geos +h=35785831 +lon_0=0 +a=6378169 +b=6356584",  # its corners look past the Earth
+    ],
+)
+def test_a_place_without_longitude_and_latitude_is_none_and_said(tmp_path: Path, crs: str) -> None:
+    from rasterio.transform import Affine
+
+    wide = Affine(3e5, 0, -9e6, 0, -3e5, 6e6)
+    raster = opened(write(tmp_path / "x.tif", RGB, crs=crs, transform=wide), stretch=(0, 255))
+    assert raster.georeference is None
+    assert "no longitude and latitude, so its results are in px" in raster.remark
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_a_data_error(tmp_path: Path) -> None:
+    (tmp_path / "x.png").touch(mode=0)
+    with pytest.raises(DataError, match="no permission to read it; change its permissions"):
+        opened(tmp_path / "x.png")
+
+
+def test_a_file_that_cannot_be_opened_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(RGB.transpose(1, 2, 0)).save(tmp_path / "x.png")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(windowed, "read_tiff_header", refuse)
+    with pytest.raises(DataError, match=r"x\.png: cannot be read \(Permission denied\)"):
+        opened(tmp_path / "x.png")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from datasets.images.sources import find_sources
+from datasets.images.sources import default_name, find_sources
 from datasets.structures import DataError
 
 
@@ -98,3 +98,36 @@ def test_messages_name_the_source(tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'binary.txt'}: cannot be read as a list")):
         find_sources([str(tmp_path / "binary.txt")])
+
+
+def test_results_of_an_earlier_prediction_are_no_sources(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "out/prediction.json", "out/parts/0.jsonl", "out/visuals/a.png.jpg", "parts/b.png")
+    assert names(tmp_path) == ["a.png", "parts/b.png"]
+    assert names(tmp_path / "out" / "visuals") == ["a.png.jpg"]
+
+
+def test_names_stay_unique_whatever_they_are(tmp_path: Path) -> None:
+    touch(tmp_path, "one/x.png", "other/one/x.png", "tree/1/one/x.png", "tree/2/one/x.png")
+    found = names(tmp_path / "one", tmp_path / "other" / "one", tmp_path / "tree")
+    assert len(set(found)) == 4
+    assert {"1/one/x.png", "2/one/x.png"} < set(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("photos/a.b.jpg", "a.b"),
+        ("photos", "photos"),
+        ("photos/*.jpg", "photos"),
+        ("**/*.jpg", "here"),
+        (".", "here"),
+        ("photos/..", "here"),
+        ("/", "images"),
+    ],
+)
+def test_results_are_called_after_their_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str
+) -> None:
+    touch(tmp_path, "here/photos/a.b.jpg")
+    monkeypatch.chdir(tmp_path / "here")
+    assert default_name(source) == name

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from datasets.images.windowed import has_rasterio
 from datasets.structures import Georeference
 from engine.prediction.georeference import box_polygons
 from engine.prediction.outputs import FORMATS, write_outputs
@@ -141,3 +143,36 @@ def test_geojson_features_hold_class_score_and_image(tmp_path: Path) -> None:
     first = content["features"][0]
     assert first["properties"] == {"class_id": 7, "class_name": "small, ship", "score": 0.9, "image": "a/x.png"}
     assert first["geometry"]["coordinates"][0][0] == pytest.approx([15.0, 45.15], abs=0.01)  # on the central meridian
+
+
+def test_no_label_file_overwrites_another(tmp_path: Path) -> None:
+    paths = ["a.jpg", "a.png", "a.jpg.png", "../a.jpg", "b.png", "../b.png", ".", "x/../b.tif"]
+    results = [image(number, path) for number, path in enumerate(paths)]
+    written(tmp_path, "yolo", results=[*results, replace(RESULTS[3], path="b.jpg")])
+    files = {path.relative_to(tmp_path / "labels").as_posix() for path in (tmp_path / "labels").rglob("*.txt")}
+    assert len(files) == len(paths)
+    assert {"a.jpg.txt", "a.png.txt", "a.jpg-2.txt" if "a.jpg-2.txt" in files else "a.jpg.png.txt"} <= files
+    assert all(".." not in file for file in files)
+
+
+def test_a_skipped_image_takes_no_stem(tmp_path: Path) -> None:
+    written(tmp_path, "yolo", results=[image(1, "a.png"), replace(RESULTS[3], path="a.jpg")])
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["a.txt"]
+
+
+def test_names_that_are_not_utf_8_or_very_long(tmp_path: Path) -> None:
+    strange, long = os.fsdecode(b"\xe9.png"), f"{'long' * 62}.png"
+    written(tmp_path, results=[image(1, strange), image(2, long), image(3, f"{'long' * 62}.jpg")])
+    assert (tmp_path / "predictions.csv").read_bytes().count(b"\xe9.png") == 2
+    assert len(list((tmp_path / "labels").iterdir())) == 3
+    assert json.loads((tmp_path / "images.json").read_text())["images"][0]["file_name"] == strange
+
+
+@pytest.mark.skipif(not has_rasterio(), reason="the extra geo (rasterio) is not installed")
+def test_a_box_outside_of_its_projection_is_no_polygon(tmp_path: Path) -> None:
+    seen = "+proj=geos +h=35785831 +lon_0=0 +a=6378169 +b=6356584"  # from a satellite
+    place = Georeference(seen, (1000.0, 0.0, 0.0, 0.0, -1000.0, 0.0))
+    objects = FoundObjects(np.array([[0, 0, 9, 9], [9e3, 0, 9.1e3, 9]]), np.array([0.9, 0.8]), np.array([0, 0]))
+    written(tmp_path, "geojson", results=[replace(image(1, "a.tif"), objects=objects, georeference=place)])
+    content = json.loads((tmp_path / "predictions.geojson").read_text())  # strict: no Infinity
+    assert [feature["properties"]["score"] for feature in content["features"]] == [0.9]
