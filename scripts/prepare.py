@@ -31,18 +31,26 @@ from datasets.images.rasters import MissingExtraError, Raster
 from datasets.images.windowed import WindowedRaster
 from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
-from scripts.converters import coco, dior, dota, geo, neon, soda, table, tinyperson, visdrone, voc, xview, yolo
+from scripts.converters import aitod, coco, dior, dota, geo, neon, soda, table, tinyperson, visdrone, voc, xview, yolo
 from scripts.support.coco_writer import building, is_prepared
 from scripts.support.raw_data import ConvertOptions, RawData, require_images
 from scripts.support.splits import ORDER, settle_splits
 
 KINDS = {"yolo": yolo, "voc": voc, "coco": coco, "visdrone": visdrone, "dota": dota, "csv": table}
-KINDS |= {"dior": dior, "geo": geo, "neon": neon, "soda": soda, "tinyperson": tinyperson, "xview": xview}
+KINDS |= {
+    "aitod": aitod,
+    "dior": dior,
+    "geo": geo,
+    "neon": neon,
+    "soda": soda,
+    "tinyperson": tinyperson,
+    "xview": xview,
+}
 AUTO_ORDER = (
-    *("visdrone", "dota", "xview", "soda", "tinyperson", "dior", "neon", "voc", "csv", "coco", "geo", "yolo"),
+    *("aitod", "visdrone", "dota", "xview", "soda", "tinyperson", "dior", "neon", "voc", "csv", "coco", "geo", "yolo"),
 )
 """The more particular a layout, the earlier"""
-WITH_IMAGES = ("csv", "geo", "neon", "soda", "tinyperson", "xview")
+WITH_IMAGES = ("aitod", "csv", "geo", "neon", "soda", "tinyperson", "xview")
 DETECTORS = ("dino_d3q", "dino", "deformable_detr_d3q", "deformable_detr")
 
 

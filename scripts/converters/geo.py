@@ -80,9 +80,9 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
 
 def recognise(source: Path) -> str | None:
     """Why the tree looks like this kind; None if it does not."""
-    vectors, rasters = vector_files(source), raster_files(source)
-    placed = next((path for path in rasters if _is_placed(path)), None)
-    return f"{placed.name} is georeferenced, {vectors[0].name} has vectors" if placed and vectors else None
+    vectors = vector_files(source)
+    placed = next((path for path in raster_files(source) if _is_placed(path)), None) if vectors else None
+    return f"{placed.name} is georeferenced, {vectors[0].name} has vectors" if placed else None
 
 
 def raster_files(source: Path) -> list[Path]:

@@ -15,7 +15,7 @@ COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label")
 def convert(source: Path, options: ConvertOptions) -> RawData:
     """Raises DataError, naming file and line. A line without a box lists an image without objects."""
     notes: Counter[str] = Counter()
-    root = source if source.is_dir() else source.parent
+    root = options.images or (source if source.is_dir() else source.parent)
     index = ImageIndex(images_below(root))
     rows = {path: _read(path) for path in csv_files(source)}
     names = {row["label"] for lines in rows.values() for _, row in lines if row["xmin"]}
@@ -40,6 +40,8 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
                     boxes.append((box, label_of[row["label"]], False))
         images = [RawImage.of_rows(image, image.name, boxes) for image, boxes in found.items()]
         splits.setdefault(split_of(path.stem) or "train", []).extend(images)
+    listed = {image.file for images in splits.values() for image in images}
+    notes["image_not_listed"] += len(set(index.images) - listed)
     return RawData(tuple(classes), splits, +notes)
 
 

@@ -6,13 +6,13 @@ Tiny Person Detection, WACV 2020, and its annotation guide.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datasets.errors import DataError
+from scripts.support import coco_reader
 from scripts.support.raw_data import ConvertOptions, ImageIndex, RawData, RawImage, images_below, sound_box, split_of
 
 _NAME = re.compile(r"tiny_set_.*\.json", re.IGNORECASE)
@@ -30,9 +30,9 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
         raise DataError(f"{source}: holds no tiny_set_*.json")
     chosen = {split: _choose(each, whole=options.tile is not None) for split, each in files.items()}
     notes["file_of_another_form_of_the_same_images"] += sum(len(each) - 1 for each in files.values())
-    contents = {split: _load(path) for split, path in chosen.items()}
-    name_of = {int(each["id"]): str(each["name"]) for content in contents.values() for each in content["categories"]}
-    classes = options.classes or tuple(dict.fromkeys(name for _, name in sorted(name_of.items())))
+    contents = {split: coco_reader.load(path) for split, path in chosen.items()}
+    name_of = coco_reader.class_names(list(contents.values()))
+    classes = options.classes or tuple(dict.fromkeys(name_of.values()))
     images = images_below(options.images or source)
     splits = {}
     for split, path in chosen.items():
@@ -70,22 +70,10 @@ def _choose(paths: list[Path], *, whole: bool) -> Path:
     return min(paths, key=lambda path: (rank(path), path.as_posix()))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        if all(isinstance(content[key], list) for key in ("images", "annotations", "categories")):
-            return content
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as a file of TinyPerson ({error})") from None
-    raise DataError(f"{path}: images, annotations and categories are not lists")
-
-
 def _read(
     path: Path, content: dict[str, Any], index: ImageIndex, label_of: dict[int, int], notes: Counter[str]
 ) -> list[RawImage]:
-    objects: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for each in content["annotations"]:
-        objects[str(each.get("image_id"))].append(each)
+    objects = coco_reader.by_image(content)
     images = []
     for place, entry in enumerate(content["images"]):
         where = f"{path}: images[{place}]"
@@ -124,12 +112,7 @@ def _boxes(
     tell."""
     rows, regions = [], []
     for each in objects:
-        try:
-            x, y, w, h = (float(value) for value in each["bbox"])
-            label = int(each["category_id"])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{path}: annotation {each.get('id')}: no bbox [x, y, width, height] or category") from None
-        box = [x, y, x + w, y + h]
+        box, label = coco_reader.read_box(each, path)
         if label not in label_of:
             notes["annotation_of_unknown_category"] += 1
         elif not sound_box(box, notes):

@@ -212,8 +212,8 @@ TREES: dict[str, tuple[Layout, str, dict[str, int], dict[str, int]]] = {
         },
     ),
     "aitod": (
-        *(aitod, "coco", {"airplane": 0, "vehicle": 2}),
-        {"file_of_another_split_of_the_same_images": 2, "image_found_elsewhere": 3},
+        *(aitod, "aitod", {"airplane": 0, "vehicle": 2}),
+        {"file_of_another_split_of_the_same_images": 2, "ignored_object": 3},
     ),
     "visdrone": (
         *(visdrone, "visdrone", {"car": 2, "pedestrian": 0}),

@@ -7,10 +7,12 @@ import pytest
 
 from configs.loader import load_config
 from scripts import prepare
-from tests.scripts.converters import test_dior, test_geo, test_neon, test_soda, test_tinyperson, test_xview
+from tests.scripts.converters import test_aitod, test_dior, test_geo, test_neon, test_soda, test_tinyperson, test_xview
 from tests.scripts.converters.trees import run
 
 TREES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "ai-tod": ("aitod", test_aitod.devkit),
+    "ai-tod, text": ("aitod", test_aitod.generator),
     "dior": ("dior", test_dior.tree),
     "geo": ("geo", test_geo.tree),
     "neon": ("neon", test_neon.evaluation),
