@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import main
-from engine.commands import train  # noqa: F401  for the forks: its import takes seconds
 
 FORK = multiprocessing.get_context("fork")
 LIMIT = 120.0
