@@ -16,6 +16,9 @@ Exit codes: 0 done, 2 usage, 3 data that cannot be used.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,7 +36,7 @@ from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
 from scripts.converters import aitod, coco, dior, dota, geo, neon, soda, table, tinyperson, visdrone, voc, xview, yolo
 from scripts.support.coco_writer import building, is_prepared
-from scripts.support.raw_data import ConvertOptions, RawData, require_images
+from scripts.support.raw_data import ConvertOptions, RawData, require_images, settle_names
 from scripts.support.splits import ORDER, settle_splits
 
 KINDS = {"yolo": yolo, "voc": voc, "coco": coco, "visdrone": visdrone, "dota": dota, "csv": table}
@@ -94,8 +97,8 @@ def prepare(options: argparse.Namespace) -> None:
     kind = recognise(options.source) if options.kind == "auto" else options.kind
     complete(options, kind)
     recipe = {name: str(value) for name, value in vars(options).items() if name not in ("force", "out")}
-    recipe |= {"kind": kind, "source": str(options.source.resolve())}
-    if is_prepared(options.out, recipe):
+    recipe |= {"kind": kind, "source": str(options.source.resolve()), "files": state_of(options.source)}
+    if not options.force and is_prepared(options.out, recipe):
         print(f"{options.out} already holds this data set; nothing to do")
         return
     chosen = None if options.classes is None else tuple(split(options.classes))
@@ -106,13 +109,27 @@ def prepare(options: argparse.Namespace) -> None:
         images=options.images,
         class_field=options.class_field,
         tile=options.tile,
+        skip_bad=options.skip_bad,
     )
     data: RawData = KINDS[kind].convert(options.source, reading)
     require_images(data, options.source)
     settle_splits(data, val_share=options.val_share, split_by=options.split_by, seed=options.seed)
+    settle_names(data, options.source, tiled=options.tile is not None)
     with building(options.out, recipe, force=options.force) as folder:
         lines = write(folder, data, options)
     print("\n".join(lines))
+
+
+def state_of(source: Path) -> str:
+    """Digest of the names, sizes and times of all files: another one after a change."""
+    digest = hashlib.sha256()
+    for folder, folders, files in [("", [], [str(source)])] if source.is_file() else os.walk(source):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            known = os.stat(path) if os.path.exists(path) else None
+            digest.update(repr((path, known and (known.st_size, known.st_mtime_ns))).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def check_usage(options: argparse.Namespace) -> None:
@@ -124,6 +141,8 @@ def check_usage(options: argparse.Namespace) -> None:
         raise UsageError(f"{options.source}: no such folder")
     if options.source.is_file() and options.kind != "csv":
         raise UsageError(f"{options.source}: is a file; give the folder of the data set")
+    if options.source.is_dir() and options.out.resolve().is_relative_to(options.source.resolve()):
+        raise UsageError(f"--out {options.out} lies inside {options.source}, where it would be found as data; move it")
     if not 0 < options.val_share < 1:
         raise UsageError(f"--val-share {options.val_share:g} is not between 0 and 1")
     if options.tile is not None and not 0 <= options.overlap < options.tile:
@@ -153,7 +172,15 @@ def recognise(source: Path, *, quiet: bool = False) -> str:
     """The kind of a tree; prints why. Raises DataError if none fits, or several with different annotations do."""
     from datasets.errors import DataError
 
-    found = {kind: why for kind in AUTO_ORDER if (why := KINDS[kind].recognise(source)) is not None}
+    found, faults = dict[str, str](), list[DataError]()
+    for kind in AUTO_ORDER:
+        try:
+            if (why := KINDS[kind].recognise(source)) is not None:
+                found[kind] = why
+        except DataError as error:  # a broken file is no reason against the other kinds
+            faults.append(error)
+    if not found and faults and not quiet:
+        raise faults[0]
     if quiet:
         return next(iter(found), "none fits")
     if not found:
@@ -241,7 +268,7 @@ def report(
     lines.append(f"experiment: images of {size[1]} x {size[0]} px, {floor} to {ceiling} queries; look at samples.jpg")
     if options.small and not Path("weights/efficientnet_lite0.pth").exists():
         lines.append("backbone weights, once: python scripts/fetch_weights.py")
-    return [*lines, f"python main.py --config {options.out / experiment}"]
+    return [*lines, f"python main.py --config {shlex.quote(str(options.out / experiment))}"]
 
 
 def split(text: str) -> list[str]:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.errors import DataError
-from scripts.support.image_sizes import display_size
-from scripts.support.raw_data import ConvertOptions, ImageIndex, RawData, RawImage, images_below, sound_box, split_of
+from scripts.support.raw_data import (
+    ConvertOptions,
+    ImageIndex,
+    RawData,
+    RawImage,
+    images_below,
+    readable_size,
+    sound_box,
+    split_of,
+)
 
 
 def convert(source: Path, options: ConvertOptions) -> RawData:
@@ -26,38 +35,73 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     label_of = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[RawImage]] = {}
     for path, content in contents.items():
-        # A split's own folder, where there is one: other splits may have images of the same names.
-        index = ImageIndex(images_below(path.parent) or images_below(source))
         folders = path.relative_to(source).parts[:-1]
         split = split_of(path.stem) or next((s for folder in reversed(folders) if (s := split_of(folder))), "train")
-        splits.setdefault(split, []).extend(_read(path, content, label_of, index, notes))
+        places = _image_places(path, source, split)
+        images = _read(path, content, label_of, places, options, notes)
+        _require_new(path, images, splits.get(split, []), split)
+        splits.setdefault(split, []).extend(images)
     return RawData(tuple(classes), splits, +notes)
 
 
 def recognise(source: Path) -> str | None:
     """Why the tree looks like this kind; None if it does not."""
-    files = coco_files(source)
+    files = coco_files(source, all_sound=False)
     return f"{files[0].relative_to(source)} is a COCO file" if files else None
 
 
-def coco_files(source: Path) -> list[Path]:
-    """JSON files with images, annotations and categories."""
-    found = []
+def _image_places(path: Path, source: Path, split: str) -> list[ImageIndex]:
+    """Where to look for the images of a file, one after the other: below it, else anywhere; then only in folders that
+    its name says, or that its split is called, as other splits may have images of the same names."""
+    below = images_below(path.parent) or images_below(source)
+    words = set(re.split(r"[^a-z0-9]+", path.stem.lower()))
+    folders = {image: [part.lower() for part in image.relative_to(source).parts[:-1]] for image in below}
+    named = [image for image in below if words & set(folders[image])]
+    same = [image for image in below if split in map(split_of, folders[image])]
+    return [ImageIndex(images) for images in (below, named, same)]
+
+
+def _require_new(path: Path, images: list[RawImage], before: list[RawImage], split: str) -> None:
+    """Raises DataError for a second file of a split that lists images of the first, as AI-TOD v1 beside v2 does."""
+    known = {image.file for image in before}
+    if repeated := [image for image in images if image.file in known]:
+        raise DataError(
+            f"{path}: lists {len(repeated)} images that another file of {split} lists too, for example "
+            f"{repeated[0].file.name}; keep one of both files in the tree"
+        )
+
+
+def coco_files(source: Path, *, all_sound: bool = True) -> list[Path]:
+    """JSON files with images, annotations and categories.
+
+    all_sound   a file that is no JSON is an error even where others are
+
+    Raises DataError.
+    """
+    found, faults = [], []
     for path in sorted(source.rglob("*.json")):
         if path.name.startswith("._"):
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
         except (ValueError, OSError) as error:
-            raise DataError(f"{path}: cannot be read as JSON ({error})") from None
-        if isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations")):
+            faults.append(DataError(f"{path}: cannot be read as JSON ({error})"))
+            continue
+        keys = ("images", "annotations", "categories")
+        if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in keys):
             found.append(path)
+    if faults and (all_sound or not found):
+        raise faults[0]
     return found
 
 
 def without_unions(files: list[Path], notes: Counter[str]) -> list[Path]:
     """AI-TOD has train, val, trainval and test: with a test file trainval is trained on, otherwise train."""
     words = {path: re.split(r"[^a-z]+", path.stem.lower()) for path in files}
+    if any("instances" in words[path] for path in files):  # of COCO, beside person_keypoints of the same images
+        others = [path for path in files if "keypoints" in words[path]]
+        notes["file_of_another_task"] += len(others)
+        files = [path for path in files if path not in others]
     unions = [path for path in files if "trainval" in words[path]]
     parts = [path for path in files if path not in unions and split_of(path.stem) in ("train", "val")]
     if not unions or not parts:
@@ -87,7 +131,12 @@ def _classes(contents: dict[Path, dict[str, Any]], notes: Counter[str]) -> tuple
 
 
 def _read(
-    path: Path, content: dict[str, Any], label_of: dict[str, int], index: ImageIndex, notes: Counter[str]
+    path: Path,
+    content: dict[str, Any],
+    label_of: dict[str, int],
+    places: list[ImageIndex],
+    options: ConvertOptions,
+    notes: Counter[str],
 ) -> list[RawImage]:
     name_of = {_whole(each["id"]): str(each["name"]) for each in content.get("categories") or []}
     objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
@@ -96,29 +145,46 @@ def _read(
     images = []
     for place, entry in enumerate(content["images"]):
         where = f"{path}: images[{place}]"
-        file = _find(path, str(entry.get("file_name") or ""), index, notes)
+        own = objects.pop(str(entry.get("id")), [])
+        file = _find(path, str(entry.get("file_name") or ""), places, notes)
+        if file is None and options.skip_bad:
+            notes["missing_image"] += 1
+            continue
         if file is None:
             raise DataError(
-                f"{where}: {entry.get('file_name')!r}: no such image below {path.parent}, or two of that name"
+                f"{where}: {entry.get('file_name')!r}: no such image below {path.parent}, or two of that name; "
+                "--skip-bad drops such images"
             )
-        rows = []
-        size = display_size(file)
+        size = readable_size(file, options, notes)
+        if size is None:
+            continue
         if _differs(entry, size):
             raise DataError(
                 f"{where}: {file.name} is {size[1]} x {size[0]} px, but the file says {entry.get('width')} x "
                 f"{entry.get('height')}; boxes would be misplaced"
             )
-        for each in objects.pop(str(entry.get("id")), []):
-            box = _box(each, size, f"{path}: annotation {each.get('id')}", notes)
-            name = name_of.get(_whole(each.get("category_id")))
-            if name is None or name not in label_of:
-                notes["annotation_of_unknown_category"] += 1
-            elif sound_box(box, notes):
-                crowd = bool(each.get("iscrowd") or 0)
-                rows.append((box, label_of[name], crowd or bool(each.get("ignore") or 0)))
-        images.append(RawImage.of_rows(file, file.name, rows))
+        images.append(RawImage.of_rows(file, file.name, list(_rows(own, path, size, name_of, label_of, notes))))
     notes["annotation_of_unknown_image"] += sum(map(len, objects.values()))
     return images
+
+
+def _rows(
+    annotations: list[dict[str, Any]],
+    path: Path,
+    size: tuple[int, int],
+    name_of: dict[Any, str],
+    label_of: dict[str, int],
+    notes: Counter[str],
+) -> Iterator[tuple[list[float], int, bool]]:
+    """Box, label, ignored."""
+    for each in annotations:
+        name = name_of.get(_whole(each.get("category_id")))
+        if not each.get("bbox") and not each.get("segmentation"):
+            notes["annotation_without_box"] += 1
+        elif name is None or name not in label_of:
+            notes["annotation_of_unknown_category"] += 1
+        elif sound_box(box := _box(each, size, f"{path}: annotation {each.get('id')}", notes), notes):
+            yield box, label_of[name], bool(each.get("iscrowd") or each.get("ignore") or 0)
 
 
 def _whole(value: Any) -> Any:
@@ -126,12 +192,12 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdecimal() else value
 
 
-def _find(path: Path, name: str, index: ImageIndex, notes: Counter[str]) -> Path | None:
+def _find(path: Path, name: str, places: list[ImageIndex], notes: Counter[str]) -> Path | None:
     """Beside the JSON, below it, or anywhere by name."""
     direct = path.parent / name.replace("\\", "/")
     if name and direct.is_file():
         return direct
-    found = index.find(name)
+    found = next((image for place in places if (image := place.find(name)) is not None), None)
     notes["image_found_elsewhere"] += found is not None
     return found
 

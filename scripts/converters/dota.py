@@ -9,13 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 from datasets.errors import DataError
-from scripts.support.image_sizes import display_size
 from scripts.support.raw_data import (
     ConvertOptions,
     ImageIndex,
     RawData,
     RawImage,
     images_below,
+    readable_size,
     sound_box,
     split_of,
     unique_names,
@@ -33,7 +33,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     """Raises DataError, naming file and line."""
     notes: Counter[str] = Counter()
     index = ImageIndex(images_below(source))
-    files = label_files(source)
+    files = without_union(label_files(source), source, notes)
     found = {_class_name(line.split()) for path in files for line in _lines(path)}
     known = tuple(name for name in NAMES if name in found)
     classes = options.classes or (*known, *sorted(found - set(NAMES)))
@@ -51,7 +51,8 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     read = {}
     for split, pairs in splits.items():
         names = unique_names([image for image, _ in pairs], source)
-        read[split] = [_read(i, n, path, label_of, notes) for (i, path), n in zip(pairs, names, strict=True)]
+        images = (_read(i, n, path, label_of, options, notes) for (i, path), n in zip(pairs, names, strict=True))
+        read[split] = [image for image in images if image is not None]
     return RawData(tuple(classes), read, +notes)
 
 
@@ -70,9 +71,19 @@ def label_files(source: Path) -> list[Path]:
     for path in sorted(source.rglob("*.txt")):
         folders = [part.lower() for part in path.relative_to(source).parts[:-1]]
         named = any(folder.startswith("labeltxt") or folder == "annfiles" for folder in folders)
-        if named and not any("hbb" in folder for folder in folders):
+        if named and not path.name.startswith(".") and not any("hbb" in folder for folder in folders):
             found.append(path)
     return found
+
+
+def without_union(files: list[Path], source: Path, notes: Counter[str]) -> list[Path]:
+    """mmrotate keeps trainval beside train and val, with the same tiles: without it."""
+    folders = {path: {part.lower() for part in path.relative_to(source).parts[:-1]} for path in files}
+    if not any(folders[path] & {"train", "val"} for path in files):
+        return files
+    kept = [path for path in files if "trainval" not in folders[path]]
+    notes["label_file_of_another_split_of_the_same_images"] += len(files) - len(kept)
+    return kept
 
 
 def _lines(path: Path) -> list[str]:
@@ -87,8 +98,13 @@ def _class_name(words: list[str]) -> str:
     return "-".join(words[8 : -1 if last is not None else None])
 
 
-def _read(image: Path, name: str, path: Path, label_of: dict[str, int], notes: Counter[str]) -> RawImage:
-    height, width = display_size(image)
+def _read(
+    image: Path, name: str, path: Path, label_of: dict[str, int], options: ConvertOptions, notes: Counter[str]
+) -> RawImage | None:
+    size = readable_size(image, options, notes)
+    if size is None:
+        return None
+    height, width = size
     rows = []
     lines = _lines(path)
     notes["empty_label_file"] += not lines

@@ -26,9 +26,13 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
         found: dict[Path, list[tuple[list[float], int, bool]]] = defaultdict(list)
         for number, row in lines:
             image = index.find(row["image_path"])
+            if image is None and options.skip_bad:
+                notes["missing_image"] += 1
+                continue
             if image is None:
                 raise DataError(
-                    f"{path}:{number}: {row['image_path']!r}: no such image below {root}, or two of that name"
+                    f"{path}:{number}: {row['image_path']!r}: no such image below {root}, or two of that name; "
+                    "--skip-bad drops such images"
                 )
             boxes = found[image]
             if row["xmin"] and row["label"] in label_of:
@@ -53,16 +57,20 @@ def recognise(source: Path) -> str | None:
 
 def csv_files(source: Path) -> list[Path]:
     """Files with these columns."""
-    candidates = [source] if source.is_file() else sorted(source.rglob("*.csv"))
+    candidates = [source] if source.is_file() else sorted(source.rglob("[!.]*.csv"))
     return [path for path in candidates if set(COLUMNS) <= set(_header(path))]
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         return next(csv.reader(file), [])
 
 
 def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        return [(reader.line_num, {key: row[key] or "" for key in COLUMNS}) for row in reader]
+    """(line, row). Raises DataError."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            return [(reader.line_num, {key: row[key] or "" for key in COLUMNS}) for row in reader]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None

@@ -10,7 +10,15 @@ from collections import Counter
 from pathlib import Path
 
 from datasets.errors import DataError
-from scripts.support.raw_data import ConvertOptions, RawData, RawImage, sound_box, split_of
+from scripts.support.raw_data import (
+    ConvertOptions,
+    RawData,
+    RawImage,
+    choose_classes,
+    images_below,
+    sound_box,
+    split_of,
+)
 
 NAMES = ("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle", "bus", "motor")
 ALL_NAMES = ("ignored regions", *NAMES, "others")
@@ -23,23 +31,27 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     names = {10: NAMES, 11: (*NAMES, "others"), 12: ALL_NAMES}.get(options.num_classes)
     if names is None:
         raise DataError(f"--num-classes {options.num_classes}: VisDrone has 10, 11 (with others) or 12 classes")
+    classes = choose_classes(names, options.classes, source)
     splits: dict[str, list[RawImage]] = {}
     for folder in image_folders(source):
         split = split_of(folder.parent.name) or "train"
-        for image in sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".png")):
+        for image in images_below(folder):
             label = folder.parent / "annotations" / f"{image.stem}.txt"
             if not label.is_file():
                 notes["image_without_label_file"] += 1
                 continue
-            splits.setdefault(split, []).append(_read(image, label, names, notes))
-    return RawData(names, splits, +notes)
+            splits.setdefault(split, []).append(_read(image, label, names, classes, notes))
+    return RawData(classes, splits, +notes)
 
 
 def recognise(source: Path) -> str | None:
     """Why the tree looks like this kind; None if it does not."""
     for folder in image_folders(source):
-        label = next(iter(sorted((folder.parent / "annotations").glob("*.txt"))), None)
-        if label is not None and len(label.read_text().split("\n")[0].strip().strip(",").split(",")) == 8:
+        label = next(iter(sorted((folder.parent / "annotations").glob("[!.]*.txt"))), None)
+        if label is None:
+            continue
+        line = label.read_text(encoding="utf-8-sig", errors="replace").split("\n")[0]
+        if len(line.strip().strip(",").split(",")) == 8:
             return f"{label.relative_to(source)} has lines of eight numbers"
     return None
 
@@ -50,7 +62,7 @@ def image_folders(source: Path) -> list[Path]:
     return [path for path in dict.fromkeys(found) if (path.parent / "annotations").is_dir()]
 
 
-def _read(image: Path, label: Path, names: tuple[str, ...], notes: Counter[str]) -> RawImage:
+def _read(image: Path, label: Path, names: tuple[str, ...], classes: tuple[str, ...], notes: Counter[str]) -> RawImage:
     rows, regions = [], []
     for number, line in enumerate(label.read_text(encoding="utf-8-sig").splitlines(), start=1):
         words = line.strip().strip(",").split(",")
@@ -70,8 +82,10 @@ def _read(image: Path, label: Path, names: tuple[str, ...], notes: Counter[str])
         if name not in names:
             notes["ignored_region" if category == 0 else "others_as_ignored_region"] += 1
             regions.append(box)
+        elif name not in classes:
+            notes[f"class_not_chosen: {name}"] += 1
         else:
             ignored = score == 0 and category != 0
             notes["ignored_object"] += ignored
-            rows.append((box, names.index(name), ignored))
+            rows.append((box, classes.index(name), ignored))
     return RawImage.of_rows(image, image.name, rows, regions)

@@ -18,9 +18,9 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     notes: Counter[str] = Counter()
     index = ImageIndex(images_below(source))
     files = xml_files(source)
-    parsed = {path.stem: (path, _parse(path)) for path in files}
+    parsed = {path: root for path in files if (root := _parse(path)).tag == "annotation"}
     names = options.classes or tuple(
-        sorted({n for _, root in parsed.values() for n in _names(root)}, key=lambda n: (n.lower(), n))
+        sorted({n for root in parsed.values() for n in _names(root)}, key=lambda n: (n.lower(), n))
     )
     label_of = {name.lower(): label for label, name in enumerate(dict.fromkeys(name.lower() for name in names))}
     spelled: dict[str, str] = {}
@@ -29,28 +29,40 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     notes["class_names_that_differ_in_case"] += len(names) - len(label_of)
     splits: dict[str, list[RawImage]] = {}
     listed = read_lists(source)
-    for stem, (path, root) in parsed.items():
+    for path, root in parsed.items():
+        stem = path.stem
         image = index.find(stem, near=path) or index.find(root.findtext("filename") or "", near=path)
         if image is None:
             notes["annotation_without_image"] += 1
             continue
         split = listed.get(stem) or _split_by_folder(image, source)
         splits.setdefault(split, []).append(_read(path, root, image, label_of, options.voc_origin, notes))
-    notes["image_without_annotation"] += len({path.stem for path in index.images} - set(parsed))
+    notes["image_without_annotation"] += len({path.stem for path in index.images} - {path.stem for path in parsed})
     return RawData(tuple(spelled[name] for name in label_of), splits, +notes)
 
 
 def recognise(source: Path) -> str | None:
     """Why the tree looks like this kind; None if it does not."""
-    first = next(iter(xml_files(source)), None)
-    if first is None or _parse(first).tag != "annotation":
-        return None
-    return f"{first.relative_to(source)} is a VOC annotation"
+    faults = []
+    for path in xml_files(source)[:20]:
+        try:
+            if _parse(path).tag == "annotation":
+                return f"{path.relative_to(source)} is a VOC annotation"
+        except DataError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
+    return None
 
 
 def xml_files(source: Path) -> list[Path]:
-    found = sorted(path for path in source.rglob("*.xml") if not path.name.startswith("."))
-    return [path for path in found if ORIENTED not in (part.lower() for part in path.parts)]
+    """Without hidden ones, and those of hidden folders (.idea)."""
+    visible = sorted(
+        path
+        for path in source.rglob("*.xml")
+        if not any(part.startswith(".") for part in path.relative_to(source).parts)
+    )
+    return [path for path in visible if ORIENTED not in (part.lower() for part in path.parts)]
 
 
 def read_lists(source: Path) -> dict[str, str]:

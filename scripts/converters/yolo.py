@@ -3,118 +3,70 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from datasets.errors import DataError
-from scripts.support.image_sizes import display_size
+from scripts.converters.visdrone import NAMES as VISDRONE
 from scripts.support.raw_data import (
     ConvertOptions,
     ImageIndex,
     RawData,
     RawImage,
+    choose_classes,
     images_below,
+    readable_size,
     sound_box,
     split_of,
     unique_names,
 )
+from scripts.support.yolo_description import find_descriptions, images_of, names_beside, read_descriptions
 
-SLACK = 0.01
+SLACK = 1.0
 """Coordinates this far outside of 0..1 are clipped; beyond, the file is not normalised"""
 
 
 def convert(source: Path, options: ConvertOptions) -> RawData:
     """Raises DataError, naming file and line."""
     notes: Counter[str] = Counter()
-    remarks: list[str] = []
     index = ImageIndex(images_below(source))
-    description = find_description(source)
-    names, listed = read_description(source, description, index, notes)
-    classes = options.classes or names or names_beside(source)
+    files = find_descriptions(source)
+    description = read_descriptions(source, files, index, notes)
+    known = description.names or names_beside(source)
+    classes = choose_classes(known, options.classes, source) if known else options.classes
     if not classes:
         raise DataError(f"{source}: no class names: no data.yaml, obj.names or *.names; give --classes a,b,c")
-    if not listed:
-        listed = splits_by_folder(source, index, notes)
+    reader = LabelReader(tuple(known) or classes, classes, description.keypoints, options, notes)
+    listed = description.splits or splits_by_folder(source, index, notes)
     splits = {}
-    for split, files in listed.items():
-        labelled = [(image, label_file(image, source)) for image in files]
-        kept = [(image, label) for image, label in labelled if label is not None or description is not None]
+    for split, images in listed.items():
+        labelled = [(image, label_file(image, source)) for image in images]
+        kept = [(image, label) for image, label in labelled if label is not None or files]
         notes["image_without_label_file"] += sum(label is None for _, label in labelled)
-        images = unique_names([image for image, _ in kept], source)
-        splits[split] = [
-            read_image(image, name, label, classes, notes) for (image, label), name in zip(kept, images, strict=True)
-        ]
-    used = {label_file(image, source) for files in listed.values() for image in files}
+        names = unique_names([image for image, _ in kept], source)
+        read = (reader.read(image, name, label) for (image, label), name in zip(kept, names, strict=True))
+        splits[split] = [image for image in read if image is not None]
+    used = {label_file(image, source) for images in listed.values() for image in images}
     strays = [path for path in label_files(source) if path not in used]
     notes["label_file_without_image"] += len(strays)
-    if strays:
-        remarks.append(f"{len(strays)} label files have no image, for example {strays[0].name}")
-    return RawData(tuple(classes), splits, +notes, remarks)
+    remarks = [f"{len(strays)} label files have no image, for example {strays[0].name}"] if strays else []
+    if notes["others_as_ignored_region"]:
+        remarks.append("converted from VisDrone: class 10, others, is ignored; its ignored regions were lost before")
+    return RawData(classes, splits, +notes, remarks)
 
 
 def recognise(source: Path) -> str | None:
     """Why the tree looks like this kind; None if it does not."""
-    description = find_description(source)
-    if description is not None:
-        return f"{description.name} with class names"
+    descriptions = find_descriptions(source)
+    if descriptions:
+        return f"{descriptions[0].name} with class names"
     beside = next((path for path in images_below(source) if path.with_suffix(".txt").is_file()), None)
     if beside is not None and names_beside(source):
         return f"{beside.name} and {beside.stem}.txt side by side, and a .names file"
-    if any(path.parent.name == "labels" or "labels" in path.parent.parts for path in label_files(source)):
+    if any(is_below_labels(path, source) for path in label_files(source)):
         return "text files below labels/"
     return None
-
-
-def find_description(source: Path) -> Path | None:
-    """data.yaml or another YAML file with `names`; obj.data."""
-    for path in [*sorted(source.glob("*.y*ml")), *sorted(source.glob("*/*.y*ml"))]:
-        content = _read_yaml(path)
-        if isinstance(content, dict) and isinstance(content.get("names"), list | dict):
-            return path
-    return next(iter(sorted(source.rglob("obj.data"))), None)
-
-
-def read_description(
-    source: Path, path: Path | None, index: ImageIndex, notes: Counter[str]
-) -> tuple[tuple[str, ...], dict[str, list[Path]]]:
-    """Class names, and the images of each split."""
-    if path is None:
-        return (), {}
-    if path.name == "obj.data":
-        pairs = (line.partition("=")[::2] for line in path.read_text(encoding="utf-8").splitlines() if "=" in line)
-        content: dict[str, Any] = {key.strip(): value.strip() for key, value in pairs}
-        root = path.parent
-        file = _resolve(root, root, content.get("names", "obj.names")) or root / "obj.names"
-        names: Any = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
-        content = _read_yaml(path)
-        names, root = content["names"], Path(str(content.get("path") or ""))
-        root = root if root.is_absolute() and root.is_dir() else path.parent / root
-        root = root if root.is_dir() else path.parent
-    ordered = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
-    splits: dict[str, list[Path]] = {}
-    for key in ("train", "val", "valid", "test"):
-        split, entries = split_of(key), content.get(key) or []
-        for entry in [entries] if isinstance(entries, str) else entries:
-            place = _resolve(root, path.parent, str(entry))
-            if place is None:
-                if key != "test":
-                    raise DataError(f"{path}: {key}: {entry}: no such folder or list below {path.parent}")
-                notes["missing_test_split"] += 1
-                continue
-            assert split is not None
-            splits.setdefault(split, []).extend(_images_of(place, index, notes))
-    return tuple(map(str, ordered)), splits
-
-
-def names_beside(source: Path) -> tuple[str, ...]:
-    """Of obj.names, classes.txt or another list of names."""
-    for path in [*sorted(source.rglob("*.names")), *sorted(source.rglob("classes.txt"))]:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    return ()
 
 
 def splits_by_folder(source: Path, index: ImageIndex, notes: Counter[str]) -> dict[str, list[Path]]:
@@ -124,7 +76,7 @@ def splits_by_folder(source: Path, index: ImageIndex, notes: Counter[str]) -> di
     }
     splits: dict[str, list[Path]] = {}
     for path, split in lists.items():
-        splits.setdefault(split, []).extend(_images_of(path, index, notes))
+        splits.setdefault(split, []).extend(images_of(path, index, notes))
     listed = {image for images in splits.values() for image in images}
     for image in index.images:
         if image not in listed:
@@ -135,9 +87,18 @@ def splits_by_folder(source: Path, index: ImageIndex, notes: Counter[str]) -> di
 
 
 def label_files(source: Path) -> list[Path]:
-    """Text files that are neither lists nor names."""
+    """Text files that are neither lists nor names nor notes for a reader."""
     texts = sorted(path for path in source.rglob("*.txt") if not path.name.startswith("."))
-    return [path for path in texts if not (split_of(path.stem.rstrip("0123456789")) or path.stem == "classes")]
+    return [path for path in texts if is_below_labels(path, source) or not _is_other_text(path)]
+
+
+def is_below_labels(path: Path, source: Path) -> bool:
+    return "labels" in (part.lower() for part in path.relative_to(source).parts[:-1]) and path.stem != "classes"
+
+
+def _is_other_text(path: Path) -> bool:
+    stem = path.stem.lower()
+    return stem == "classes" or stem.startswith("readme") or split_of(stem.rstrip("0123456789")) is not None
 
 
 def label_file(image: Path, source: Path) -> Path | None:
@@ -148,82 +109,91 @@ def label_file(image: Path, source: Path) -> Path | None:
     parts = image.relative_to(source).parts if image.is_relative_to(source) else image.parts
     for place in range(len(parts) - 2, -1, -1):
         if parts[place].lower() == "images":
-            path = source.joinpath(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
-            if path.is_file():
-                return path
+            for folder in _labels_in(source.joinpath(*parts[:place])):
+                path = folder.joinpath(*parts[place + 1 :]).with_suffix(".txt")
+                if path.is_file():
+                    return path
     return None
 
 
-def read_image(image: Path, name: str, label: Path | None, classes: tuple[str, ...], notes: Counter[str]) -> RawImage:
-    """An image with the boxes of its label file. Raises DataError, naming the line."""
-    height, width = display_size(image)
-    rows = []
-    lines = [] if label is None else label.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        kind, box = read_line(words, f"{label}:{number}", len(classes), notes)
-        pixels = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
-        if sound_box(pixels, notes):
-            rows.append((pixels, kind, False))
-    return RawImage.of_rows(image, name, rows)
+@lru_cache(maxsize=4096)
+def _labels_in(folder: Path) -> tuple[Path, ...]:
+    """labels/, in any case."""
+    return tuple(sorted(path for path in folder.iterdir() if path.name.lower() == "labels" and path.is_dir()))
 
 
-def read_line(words: list[str], where: str, classes: int, notes: Counter[str]) -> tuple[int, list[float]]:
-    """Class and box (x0, y0, x1, y1), shares of the image; of a polygon or oriented box, the box around it."""
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        raise DataError(f"{where}: {' '.join(words)[:60]!r} is not a line of numbers") from None
-    kind, values = numbers[0], numbers[1:]
-    if kind != int(kind) or not 0 <= kind < classes:
-        raise DataError(
-            f"{where}: class {words[0]}, but there are {classes} classes, numbered from 0; check their list"
-        )
-    if len(values) == 5:
-        notes["score_in_label"] += 1
-        values = values[:4]
-    if len(values) == 4:
-        x, y, w, h = values
-        box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-    elif len(values) >= 6 and len(values) % 2 == 0:
-        notes["polygon_to_box"] += 1
-        box = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
-    else:
-        raise DataError(f"{where}: {len(words)} numbers; a box has 5, a polygon 7 or more, an odd number")
-    if any(value != value for value in box):
-        return int(kind), box
-    if min(box) < -SLACK or max(box) > 1 + SLACK:
-        raise DataError(f"{where}: box {[round(v, 3) for v in box]} is not within 0..1; the file is not normalised")
-    clipped = [min(max(value, 0.0), 1.0) for value in box]
-    notes["box_clipped"] += clipped != [min(max(value, -1e-6), 1 + 1e-6) for value in box]
-    return int(kind), clipped
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads label files.
 
+    names      of the classes in the files
+    classes    of them, those that are wanted
+    keypoints  lines end with the numbers of keypoints
+    """
 
-def _images_of(place: Path, index: ImageIndex, notes: Counter[str]) -> list[Path]:
-    """Of a folder, or of a list of paths as another machine wrote them."""
-    if place.is_dir():
-        return images_below(place)
-    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    found = [index.find(line) for line in lines]
-    notes["listed_image_missing"] += sum(image is None for image in found)
-    return [image for image in found if image is not None]
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    keypoints: bool
+    options: ConvertOptions
+    notes: Counter[str]
 
+    def read(self, image: Path, name: str, label: Path | None) -> RawImage | None:
+        """An image with the boxes of its label file; None if it cannot be read. Raises DataError, naming the line."""
+        size = readable_size(image, self.options, self.notes)
+        if size is None:
+            return None
+        height, width = size
+        rows, regions = [], []
+        lines = [] if label is None else label.read_text(encoding="utf-8-sig").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not (words := line.split()):
+                continue
+            kind, box = self._read_line(words, f"{label}:{number}")
+            pixels = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
+            if not sound_box(pixels, self.notes):
+                continue
+            if kind == len(self.names):
+                self.notes["others_as_ignored_region"] += 1
+                regions.append(pixels)
+            elif self.names[kind] in self.classes:
+                rows.append((pixels, self.classes.index(self.names[kind]), False))
+            else:
+                self.notes[f"class_not_chosen: {self.names[kind]}"] += 1
+        return RawImage.of_rows(image, name, rows, regions)
 
-def _resolve(root: Path, beside: Path, entry: str) -> Path | None:
-    """A path of a data.yaml or obj.data: below its root, beside it, absolute, or with folders too many in front."""
-    parts = [part for part in Path(entry).parts if part not in ("..", ".", "/")]
-    tries: Iterable[Path] = [
-        root / entry,
-        beside / entry,
-        *(base.joinpath(*parts[i:]) for i in range(len(parts)) for base in (root, beside)),
-    ]
-    return next((path for path in tries if path.exists()), None)
+    def _read_line(self, words: list[str], where: str) -> tuple[int, list[float]]:
+        """Class and box (x0, y0, x1, y1), shares of the image; of a polygon or oriented box, the box around it."""
+        try:
+            kind, *values = [float(word) for word in words]
+        except ValueError:
+            raise DataError(f"{where}: {' '.join(words)[:60]!r} is not a line of numbers") from None
+        last = len(self.names) - (self.names != VISDRONE)  # whose converted files have an eleventh, others
+        if kind != int(kind) or not 0 <= kind <= last:
+            raise DataError(
+                f"{where}: class {words[0]}, but there are {len(self.names)} classes, numbered from 0; check their list"
+            )
+        if self.keypoints and len(values) > 4:
+            self.notes["keypoints_dropped"] += 1
+            values = values[:4]
+        return int(kind), self._box_of(values, where)
 
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return None
+    def _box_of(self, values: list[float], where: str) -> list[float]:
+        notes = self.notes
+        if len(values) == 5:
+            notes["score_in_label"] += 1
+            values = values[:4]
+        if len(values) == 4:
+            x, y, w, h = values
+            box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            notes["polygon_to_box"] += 1
+            box = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
+        else:
+            raise DataError(f"{where}: {len(values) + 1} numbers; a box has 5, a polygon 7 or more, an odd number")
+        if any(value != value for value in box):
+            return box
+        if min(box) < -SLACK or max(box) > 1 + SLACK:
+            raise DataError(f"{where}: box {[round(v, 3) for v in box]} is not within 0..1; the file is not normalised")
+        clipped = [min(max(value, 0.0), 1.0) for value in box]
+        notes["box_clipped"] += clipped != [min(max(value, -1e-6), 1 + 1e-6) for value in box]
+        return clipped

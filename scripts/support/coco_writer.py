@@ -40,7 +40,10 @@ def building(out: Path, recipe: Recipe, *, force: bool = False) -> Iterator[Path
         if _recipe_of(out) is None:
             raise DataError(f"{out}: exists and was not made by this script; choose another --out")
         if not force:
-            raise DataError(f"{out}: holds a data set made with other parameters; choose another --out or add --force")
+            raise DataError(
+                f"{out}: holds a data set made with other parameters, or of files that have changed; choose another "
+                "--out or add --force"
+            )
     aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     aside.mkdir(parents=True)
     try:

@@ -79,6 +79,8 @@ def write_split(out: Path, split: str, data: RawData, options: WriteOptions) -> 
         try:
             sparse = replace(options, empty_share=options.empty_share if split == "train" else 1.0)
             parts = _write_image(out / split, image, sparse, data.notes)
+            if place in chosen and len(samples) < SAMPLES:
+                samples.append(draw_sample(image, options.open))
         except DataError as error:
             if not options.skip_bad:
                 raise DataError(f"{error.summary()}; --skip-bad drops such images") from None
@@ -87,8 +89,6 @@ def write_split(out: Path, split: str, data: RawData, options: WriteOptions) -> 
         for part, part_size in parts:
             _annotate(writer, part, part_size)
             regions += len(part.regions)
-        if place in chosen and len(samples) < SAMPLES:
-            samples.append(draw_sample(image, options.open))
     writer.write(out / "annotations" / f"{split}.json")
     return Written(writer, samples, regions)
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.errors import DataError
+from scripts.support.image_sizes import display_size
 
 if TYPE_CHECKING:
     from datasets.images.rasters import Window
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".jp2"])
 SPLIT_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("train", "training", "trainval", "obj_train_data", "default"), "train"),
+    **dict.fromkeys(("train", "training", "trainval", "obj_train_data"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "obj_valid_data"), "val"),
     **dict.fromkeys(("test", "testing", "test-dev"), "test"),
 }
@@ -95,6 +97,7 @@ class ConvertOptions:
     images        folder of the images; None: that of the labels
     class_field   of vectors; None: a usual name
     tile          side of the tiles that images will be cut into, px
+    skip_bad      images that are missing or cannot be read are dropped
     """
 
     classes: tuple[str, ...] | None = None
@@ -103,6 +106,7 @@ class ConvertOptions:
     images: Path | None = None
     class_field: str | None = None
     tile: int | None = None
+    skip_bad: bool = False
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -129,7 +133,7 @@ class ImageIndex:
         if not parts:
             return None
         last = parts[-1]
-        candidates = self._by_name.get(last) or self._by_stem.get(Path(last).stem) or self._by_stem.get(last)
+        candidates = self._by_name.get(last) or self._by_stem.get(last) or self._by_stem.get(Path(last).stem)
         if not candidates and re.match(r"[0-9a-f]{6,}[-_]", last):
             unhashed = re.split(r"[-_]", last, maxsplit=1)[1]
             candidates = self._by_name.get(unhashed)
@@ -192,7 +196,60 @@ def unique_names(files: Sequence[Path], root: Path) -> list[str]:
     names = [file.name for file in files]
     if len(set(names)) == len(names):
         return names
-    return [file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name for file in files]
+    paths, base = [Path(os.path.abspath(file)) for file in files], Path(os.path.abspath(root))
+    if not all(path.is_relative_to(base) for path in paths):
+        base = Path(os.path.commonpath([path.parent for path in paths]))
+    return [path.relative_to(base).as_posix() for path in paths]
+
+
+def settle_names(data: RawData, source: Path, *, tiled: bool) -> None:
+    """Give images of a split that have the same name their folders in front of it.
+
+    tiled   names differ without their endings too, as tiles have endings of their own
+    """
+    root = source.parent if source.is_file() else source
+    for split, images in data.splits.items():
+        if len({image.name for image in images}) < len(images):
+            folders = [PurePosixPath(name).parent for name in unique_names([image.file for image in images], root)]
+            images = [
+                replace(image, name=(folder / PurePosixPath(image.name).name).as_posix())
+                for folder, image in zip(folders, images, strict=True)
+            ]
+        if tiled:
+            stems = Counter(PurePosixPath(image.name).with_suffix("") for image in images)
+            images = [
+                image if stems[name.with_suffix("")] == 1 else replace(image, name=_with_ending_in_stem(name))
+                for image in images
+                for name in [PurePosixPath(image.name)]
+            ]
+        data.splits[split] = images
+
+
+def _with_ending_in_stem(name: PurePosixPath) -> str:
+    return name.with_name(f"{name.stem}_{name.suffix[1:]}{name.suffix}").as_posix()
+
+
+def choose_classes(known: Sequence[str], chosen: tuple[str, ...] | None, source: Path) -> tuple[str, ...]:
+    """The known names, or those that the user chose of them. Raises DataError for others."""
+    if chosen is None:
+        return tuple(known)
+    if unknown := [name for name in chosen if name not in known]:
+        raise DataError(f"--classes {unknown[0]}: {source} has no such class; it has {', '.join(known)}")
+    return chosen
+
+
+def readable_size(image: Path, options: ConvertOptions, notes: Counter[str]) -> tuple[int, int] | None:
+    """(height, width) px as shown; None for an image that cannot be read, if such images are dropped.
+
+    Raises DataError.
+    """
+    try:
+        return display_size(image)
+    except DataError as error:
+        if not options.skip_bad:
+            raise DataError(f"{error.summary()}; --skip-bad drops such images") from None
+        notes["unreadable_image"] += 1
+        return None
 
 
 def require_images(data: RawData, source: Path) -> None:
