@@ -195,7 +195,7 @@ def recognise(source: Path, *, quiet: bool = False) -> str:
 def write(folder: Path, data: RawData, options: argparse.Namespace) -> list[str]:
     """Fill the folder; returns what to say."""
     from scripts.support.data_writer import WriteOptions, describe_split, draw_sheet, write_manifest, write_split
-    from scripts.support.experiment import DataFacts, write_experiment
+    from scripts.support.experiment import DataFacts, advise_tiles, write_experiment
 
     how = WriteOptions(
         copy=options.copy,
@@ -220,6 +220,7 @@ def write(folder: Path, data: RawData, options: argparse.Namespace) -> list[str]
     settings = write_experiment(
         folder / experiment, facts, root=options.out, name=name, detector=options.detector, small=options.small
     )
+    data.remarks += advise_tiles(facts.image_sizes, settings[0])
     draw_sheet(written["train"].samples).save(folder / "samples.jpg", quality=90)
     described = {split: describe_split(each, folder) for split, each in written.items()}
     write_manifest(folder / "manifest.json", manifest(data, described, options))

@@ -101,13 +101,15 @@ def find_labels(source: Path) -> Path | None:
 
 
 def read_features(path: Path, notes: Counter[str]) -> dict[str, list[tuple[list[float], int]]]:
-    """Image name -> boxes (xyxy px) and class ids. Geometries are dropped while the file is parsed: it is large."""
+    """Image name -> boxes (xyxy px) and class ids. Other fields are dropped while the file is parsed: it is large."""
 
-    def without_geometry(entry: dict[str, Any]) -> dict[str, Any] | None:
+    def needed(entry: dict[str, Any]) -> dict[str, Any] | None:
+        if _FIELD in entry:
+            return {key: entry[key] for key in ("image_id", "type_id", _FIELD) if key in entry}
         return None if _GEOMETRY in entry else entry
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=without_geometry)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=needed)
         features = content["features"]
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: cannot be read as GeoJSON ({error})") from None

@@ -14,6 +14,8 @@ TINY = 32.0
 """Median size of objects below which AI-TOD's protocol is used, px"""
 LARGEST = {True: 512, False: 1024}
 """Image size with --small and without, px"""
+SHRINKING = 1.5
+"""Factor from which on tiles are advised"""
 QUERIES = {True: (30, 450), False: (300, 2000)}
 """Least floor and most queries, with --small and without"""
 
@@ -58,7 +60,7 @@ def write_experiment(
     if d3q:
         settings += [f"model.d3q.min_queries={floor}", f"model.num_queries={ceiling}"]
         settings += ["criterion.count_weight=1.0", "fidelity.density_merge=sum"]
-    if not small and detector.startswith("dino"):
+    if not small and detector == "dino_d3q":  # the classifier of dino is focal
         settings.append("evaluation.scores=corrected")
     config = load_config(CONFIGS / f"{base}.yaml", settings)
     heading = (
@@ -75,6 +77,14 @@ def choose_image_size(sizes: np.ndarray, *, small: bool) -> tuple[int, int]:
     factor = min(1.0, LARGEST[small] / max(height, width))
     rows, columns = (max(32, 32 * round(side * factor / 32)) for side in (height, width))
     return rows, columns
+
+
+def advise_tiles(sizes: np.ndarray, image_size: tuple[int, int]) -> list[str]:
+    """What to say if the experiment shrinks the images much."""
+    factor = max(np.median(sizes, axis=0) / image_size)
+    if factor < SHRINKING:
+        return []
+    return [f"images, and objects, are shrunk by {factor:.1f}; to keep their size: --tile {max(image_size)}"]
 
 
 def choose_queries(counts: np.ndarray, *, small: bool) -> tuple[int, int]:

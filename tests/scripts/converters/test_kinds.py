@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.loader import load_config
 from scripts import prepare
+from scripts.support.experiment import advise_tiles, choose_image_size
 from tests.scripts.converters import test_aitod, test_dior, test_geo, test_neon, test_soda, test_tinyperson, test_xview
 from tests.scripts.converters.trees import run
 
@@ -24,7 +26,11 @@ TREES: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "more"), [(name, ["--small"]) for name in TREES] + [("geo", []), ("xview", [])])
+ALL = [(name, ["--small"]) for name in TREES]
+ALL += [("geo", []), *(("soda-d", ["--detector", detector]) for detector in prepare.DETECTORS)]
+
+
+@pytest.mark.parametrize(("name", "more"), ALL)
 def test_the_experiment_loads(name: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kind, tree = TREES[name]
     tree(tmp_path / "any name")
@@ -33,10 +39,20 @@ def test_the_experiment_loads(name: str, more: list[str], tmp_path: Path, capsys
     assert f"taken for {kind}: " in printed
     assert manifest["options"]["kind"] == kind
     assert printed.splitlines()[-1].startswith("python main.py --config ")
-    config = load_config(tmp_path / "mine" / "dino_d3q_mine.yaml")
+    detector = more[1] if more[1:] else "dino_d3q"
+    config = load_config(tmp_path / "mine" / f"{detector}_mine.yaml")
+    assert f"{config.model.detector}{'_d3q' if config.model.d3q else ''}" == detector
     assert config.model.num_classes == len(manifest["classes"])
     assert config.data.root == str(tmp_path / "mine")
     assert (tmp_path / "mine" / "samples.jpg").is_file()
+
+
+def test_tiles_are_advised_for_large_images() -> None:
+    sizes = np.array([[3000, 3200]])
+    assert advise_tiles(sizes, choose_image_size(sizes, small=False)) == [
+        "images, and objects, are shrunk by 3.1; to keep their size: --tile 1024"
+    ]
+    assert advise_tiles(sizes // 3, choose_image_size(sizes // 3, small=False)) == []
 
 
 def test_no_kind_is_left_out() -> None:
