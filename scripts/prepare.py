@@ -113,6 +113,7 @@ def prepare(options: argparse.Namespace) -> None:
     )
     data: RawData = KINDS[kind].convert(options.source, reading)
     require_images(data, options.source)
+    settle_names(data, options.source)
     settle_splits(data, val_share=options.val_share, split_by=options.split_by, seed=options.seed)
     settle_names(data, options.source, tiled=options.tile is not None)
     with building(options.out, recipe, force=options.force) as folder:

@@ -202,7 +202,7 @@ def unique_names(files: Sequence[Path], root: Path) -> list[str]:
     return [path.relative_to(base).as_posix() for path in paths]
 
 
-def settle_names(data: RawData, source: Path, *, tiled: bool) -> None:
+def settle_names(data: RawData, source: Path, *, tiled: bool = False) -> None:
     """Give images of a split that have the same name their folders in front of it.
 
     tiled   names differ without their endings too, as tiles have endings of their own

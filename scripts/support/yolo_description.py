@@ -112,10 +112,12 @@ def images_of(place: Path, index: ImageIndex, notes: Counter[str]) -> list[Path]
 def _resolve(root: Path, beside: Path, entry: str) -> Path | None:
     """A path of a data.yaml or obj.data: below its root, beside it, absolute, or with folders too many in front."""
     parts = [part for part in Path(entry).parts if part not in ("..", ".", "/")]
+    # A folder in front may be one too many, unless it says the split: valid/images is not images.
+    start = next((i for i, part in enumerate(parts) if split_of(Path(part).stem)), len(parts) - 1)
     tries: Iterable[Path] = [
         root / entry,
         beside / entry,
-        *(base.joinpath(*parts[i:]) for i in range(len(parts)) for base in (root, beside)),
+        *(base.joinpath(*parts[i:]) for i in range(start + 1) for base in (root, beside)),
     ]
     return next((path for path in tries if path.exists()), None)
 
