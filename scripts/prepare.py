@@ -22,6 +22,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def prepare(options: argparse.Namespace) -> None:
     kind = recognise(options.source) if options.kind == "auto" else options.kind
     complete(options, kind)
     recipe = {name: str(value) for name, value in vars(options).items() if name not in ("force", "out")}
-    recipe |= {"kind": kind, "source": str(options.source.resolve()), "files": state_of(options.source)}
+    recipe |= {"kind": kind, "source": str(options.source.resolve()), "files": state_of(options.source, options.images)}
     if not options.force and is_prepared(options.out, recipe):
         print(f"{options.out} already holds this data set; nothing to do")
         return
@@ -121,10 +122,11 @@ def prepare(options: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def state_of(source: Path) -> str:
+def state_of(source: Path, images: Path | None) -> str:
     """Digest of the names, sizes and times of all files: another one after a change."""
     digest = hashlib.sha256()
-    for folder, folders, files in [("", [], [str(source)])] if source.is_file() else os.walk(source):
+    labels = [("", list[str](), [str(source)])] if source.is_file() else os.walk(source)
+    for folder, folders, files in chain(labels, os.walk(images) if images else ()):
         folders.sort()
         for name in sorted(files):
             path = os.path.join(folder, name)

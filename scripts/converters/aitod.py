@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from datasets.errors import DataError
 from scripts.support import coco_reader
-from scripts.support.raw_data import ConvertOptions, RawData, RawImage, images_below, sound_box
+from scripts.support.raw_data import ConvertOptions, RawData, RawImage, choose_classes, images_below, sound_box
 
 NAMES = ("airplane", "bridge", "storage-tank", "ship", "swimming-pool", "vehicle", "person", "wind-mill")
 _FILE = re.compile(r"(ai[-_]?tod.*)|(small_)?(train|val|trainval|test)_v[12][\d._]*|xview_.*_small", re.IGNORECASE)
@@ -38,21 +38,23 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
         chosen = _settle(_one_version(files, notes), notes)
         contents = {split: coco_reader.load(path) for split, path in chosen.items()}
         name_of = coco_reader.class_names(list(contents.values()))
-        classes = options.classes or tuple(name_of.values())
+        classes = choose_classes(tuple(name_of.values()), options.classes, source)
         label_of = {key: classes.index(name) for key, name in name_of.items() if name in classes}
         rows = {split: _read_json(chosen[split], content, label_of, notes) for split, content in contents.items()}
         remarks = [f"{split}: {path.relative_to(source).as_posix()}" for split, path in chosen.items()]
     else:
-        classes = options.classes or NAMES
+        classes = choose_classes(NAMES, options.classes, source)
         texts = _settle(text_files(source), notes)
         if not texts:
             raise DataError(f"{source}: holds no file of AI-TOD, such as aitodv2_trainval.json")
         rows = {split: {f"{p.stem}.png": _read_text(p, classes, notes) for p in each} for split, each in texts.items()}
         remarks = ["no JSON: the text files are only the part from xView; fetch AI-TOD's annotations for all of it"]
-    _require(rows, images, source)
+    _require(rows, images, source, notes, skip=options.skip_bad)
     splits = {
         {"trainval": "train"}.get(split, split): [
-            RawImage.of_rows(_nearest(images[name], split), name, found) for name, found in each.items()
+            RawImage.of_rows(_nearest(images[name], split), name, found)
+            for name, found in each.items()
+            if name in images
         ]
         for split, each in rows.items()
     }
@@ -175,11 +177,19 @@ def _read_text(path: Path, classes: tuple[str, ...], notes: Counter[str]) -> lis
     return rows
 
 
-def _require(rows: dict[str, dict[str, list[Row]]], images: dict[str, list[Path]], source: Path) -> None:
-    """Raises DataError if images are missing, saying what to fetch."""
+def _require(
+    rows: dict[str, dict[str, list[Row]]],
+    images: dict[str, list[Path]],
+    source: Path,
+    notes: Counter[str],
+    *,
+    skip: bool,
+) -> None:
+    """Raises DataError if images are missing, saying what to fetch; counts them if they are skipped."""
     wanted = [name for each in rows.values() for name in each]
     missing = sorted(name for name in wanted if name not in images)
-    if not missing:
+    if not missing or skip:
+        notes["missing_image"] += len(missing)
         return
     xview = [name for name in missing if _FROM_XVIEW.fullmatch(name)]
     advice = (
@@ -188,7 +198,7 @@ def _require(rows: dict[str, dict[str, list[Row]]], images: dict[str, list[Path]
         if xview
         else "fetch AI-TOD_wo_xview"
     )
-    raise DataError(f"{source}: {len(missing)} of {len(wanted)} images are missing; {advice}")
+    raise DataError(f"{source}: {len(missing)} of {len(wanted)} images are missing; {advice}; --skip-bad drops them")
 
 
 def _nearest(files: list[Path], split: str) -> Path:

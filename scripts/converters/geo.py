@@ -17,7 +17,16 @@ import numpy as np
 from datasets.errors import DataError
 from datasets.images.rasters import GEO_EXTRA, MissingExtraError
 from datasets.images.windowed import has_rasterio, read_tiff_header
-from scripts.support.raw_data import ConvertOptions, RawData, RawImage, images_below, sound_box, split_of, unique_names
+from scripts.support.raw_data import (
+    ConvertOptions,
+    RawData,
+    RawImage,
+    choose_classes,
+    images_below,
+    sound_box,
+    split_of,
+    unique_names,
+)
 from scripts.support.tiling import blocks
 from scripts.support.vectors import Feature, Layer, read_layers, vector_files
 
@@ -57,8 +66,10 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
         lacking = "georeferenced raster" if not rasters else "GeoJSON or GeoPackage"
         raise DataError(f"{source}: holds no {lacking}; with rasters in another folder give --images FOLDER")
     field, remark = _class_field(layers, options)
-    found = {_class_of(each, field) for layer in layers for each in layer.features} - {None}
-    classes = options.classes or tuple(sorted(name for name in found if name is not None))
+    named = sorted({name for layer in layers for each in layer.features if (name := _class_of(each, field))})
+    if field is None:
+        named = [options.classes[0] if options.classes else ONE_CLASS]
+    classes = choose_classes(named, options.classes, source)
     outside = {id(each) for layer in layers for each in layer.features}
     splits: dict[str, list[RawImage]] = {}
     stems = {raster.path.stem for raster in rasters}
@@ -146,10 +157,8 @@ def _class_field(layers: list[Layer], options: ConvertOptions) -> tuple[str | No
 
 
 def _class_of(feature: Feature, field: str | None) -> str | None:
-    """None where the field has no value."""
-    if field is None:
-        return ONE_CLASS
-    value = feature.fields.get(field)
+    """None without a field, or where it has no value."""
+    value = None if field is None else feature.fields.get(field)
     whole = isinstance(value, float) and value.is_integer()
     return (str(int(value)) if whole else str(value).strip()) if value not in (None, "") else None
 
@@ -166,14 +175,13 @@ def _read(
     """None if no feature touches the raster; those that do are taken out of `outside`."""
     height, width = raster.size
     rows, touched = [], False
-    only = classes[0] if field is None and len(classes) == 1 else None
     for layer in layers:
         for each, box in zip(layer.features, _boxes(raster, layer), strict=True):
             if not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
                 continue
             touched = True
             outside.discard(id(each))
-            name = only or _class_of(each, field)
+            name = classes[0] if field is None else _class_of(each, field)
             if name not in classes:
                 notes["feature_without_a_class" if name is None else f"class_not_chosen: {name}"] += 1
             elif sound_box(box, notes):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets.errors import DataError
 from scripts.converters import neon_trees
-from scripts.support.raw_data import ConvertOptions, RawData, RawImage, images_below, sound_box
+from scripts.support.raw_data import ConvertOptions, RawData, RawImage, choose_classes, images_below, sound_box
 
 FOLDERS = {"training": "train", "evaluation": "test"}
 SCENES = {scene: split for split, scene in neon_trees.SPLITS.items()}
@@ -38,7 +38,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
         rows = [(box, 0, False) for box in boxes if sound_box(box, notes)]
         splits.setdefault(split, []).append(RawImage.of_rows(image, image.name, rows))
     notes["annotation_without_image"] += len(labels) - len(used)
-    return RawData(neon_trees.CLASSES, splits, +notes)
+    return RawData(choose_classes(neon_trees.CLASSES, options.classes, source), splits, +notes)
 
 
 def recognise(source: Path) -> str | None:

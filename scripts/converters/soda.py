@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import DataError
-from scripts.support.image_sizes import display_size
 from scripts.support.raw_data import (
     ConvertOptions,
     ImageIndex,
     RawData,
     RawImage,
+    choose_classes,
     images_below,
+    readable_size,
     sound_box,
     split_of,
     unique_names,
@@ -57,20 +58,29 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     entries = [entry for path in files for entry in _entries(path, notes)]
     used = {name for entry in entries for each in entry.objects if (name := _name(each, entry)) != IGNORE}
     known = dict.fromkeys(name for entry in entries for _, name in sorted(entry.names.items()))
-    classes = options.classes or tuple(name for name in known if name in used)
+    classes = choose_classes(tuple(name for name in known if name in used), options.classes, source)
     index = ImageIndex(images_below(options.images or source))
     splits: dict[str, list[tuple[Path, _Entry]]] = defaultdict(list)
     for entry in entries:
         image = index.find(entry.file_name, near=entry.path)
+        if image is None and options.skip_bad:
+            notes["missing_image"] += 1
+            continue
         if image is None:
-            raise DataError(f"{entry.path}: {entry.file_name}: no such image below {options.images or source}")
+            raise DataError(
+                f"{entry.path}: {entry.file_name}: no such image below {options.images or source}; --skip-bad drops it"
+            )
         folders = entry.path.relative_to(source).parts[:-1]
         split = split_of(entry.path.stem) or next((s for each in reversed(folders) if (s := split_of(each))), "train")
         splits[split].append((image, entry))
     read = {}
     for split, pairs in splits.items():
         names = unique_names([image for image, _ in pairs], options.images or source)
-        read[split] = [_read(i, n, entry, classes, notes) for (i, entry), n in zip(pairs, names, strict=True)]
+        read[split] = [
+            _read(image, name, size, entry, classes, notes)
+            for (image, entry), name in zip(pairs, names, strict=True)
+            if (size := readable_size(image, options, notes))
+        ]
     return RawData(classes, read, +notes)
 
 
@@ -142,10 +152,11 @@ def _name(each: dict[str, Any], entry: _Entry) -> str:
         raise DataError(f"{entry.path}: annotation {each.get('id')}: category {label} is not one of {known}") from None
 
 
-def _read(image: Path, name: str, entry: _Entry, classes: tuple[str, ...], notes: Counter[str]) -> RawImage:
+def _read(
+    image: Path, name: str, size: tuple[int, int], entry: _Entry, classes: tuple[str, ...], notes: Counter[str]
+) -> RawImage:
     """Objects of the class `ignore` are regions."""
     rows, regions = [], []
-    size = display_size(image)
     for each in entry.objects:
         kind = _name(each, entry)
         if kind != IGNORE and kind not in classes:

@@ -13,7 +13,16 @@ from typing import Any
 
 from datasets.errors import DataError
 from scripts.support import coco_reader
-from scripts.support.raw_data import ConvertOptions, ImageIndex, RawData, RawImage, images_below, sound_box, split_of
+from scripts.support.raw_data import (
+    ConvertOptions,
+    ImageIndex,
+    RawData,
+    RawImage,
+    choose_classes,
+    images_below,
+    sound_box,
+    split_of,
+)
 
 _NAME = re.compile(r"tiny_set_.*\.json", re.IGNORECASE)
 _WITHOUT_BOXES = ("nobox", "coarse", "noise")
@@ -32,7 +41,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     notes["file_of_another_form_of_the_same_images"] += sum(len(each) - 1 for each in files.values())
     contents = {split: coco_reader.load(path) for split, path in chosen.items()}
     name_of = coco_reader.class_names(list(contents.values()))
-    classes = options.classes or tuple(dict.fromkeys(name_of.values()))
+    classes = choose_classes(tuple(dict.fromkeys(name_of.values())), options.classes, source)
     images = images_below(options.images or source)
     splits = {}
     for split, path in chosen.items():
@@ -40,7 +49,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
         suitable = [each for each in images if (_ERASED in each.parts) == erased] or images
         in_split = [each for each in suitable if split_of(each.parent.name) in (split, None)] or suitable
         label_of = {key: classes.index(name) for key, name in name_of.items() if name in classes}
-        splits[split] = _read(path, contents[split], ImageIndex(in_split), label_of, notes)
+        splits[split] = _read(path, contents[split], ImageIndex(in_split), label_of, notes, skip=options.skip_bad)
     remarks = [f"{split}: {path.relative_to(source).as_posix()}" for split, path in chosen.items()]
     return RawData(classes, splits, +notes, remarks)
 
@@ -71,20 +80,31 @@ def _choose(paths: list[Path], *, whole: bool) -> Path:
 
 
 def _read(
-    path: Path, content: dict[str, Any], index: ImageIndex, label_of: dict[int, int], notes: Counter[str]
+    path: Path,
+    content: dict[str, Any],
+    index: ImageIndex,
+    label_of: dict[int, int],
+    notes: Counter[str],
+    *,
+    skip: bool,
 ) -> list[RawImage]:
     objects = coco_reader.by_image(content)
     images = []
     for place, entry in enumerate(content["images"]):
         where = f"{path}: images[{place}]"
         file = index.find(str(entry.get("file_name")), near=path)
+        if file is None and not skip:
+            raise DataError(
+                f"{where}: {entry.get('file_name')!r}: no such image, or two of that name; --skip-bad drops it"
+            )
+        owned = objects.pop(str(entry.get("id")), [])
+        notes["missing_image"] += file is None
         if file is None:
-            raise DataError(f"{where}: {entry.get('file_name')!r}: no such image, or two of that name")
+            continue
         window = _window(entry, where)
         name = PurePosixPath(file.name)
         if window is not None:
             name = name.with_name(f"{name.stem}__{window[0]}_{window[1]}.png")
-        owned = objects.pop(str(entry.get("id")), [])
         rows, regions = _boxes(owned, label_of, path, notes)
         images.append(RawImage.of_rows(file, name.as_posix(), rows, regions, window))
     notes["annotation_of_unknown_image"] += sum(map(len, objects.values()))

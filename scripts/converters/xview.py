@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import DataError
-from scripts.support.image_sizes import display_size
 from scripts.support.raw_data import (
     ConvertOptions,
     ImageIndex,
     RawData,
     RawImage,
+    choose_classes,
     images_below,
+    readable_size,
     sound_box,
     within_image,
 )
@@ -54,23 +55,28 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     index = ImageIndex(images_below(options.images or source))
     found = read_features(path, notes)
     used = {label for rows in found.values() for _, label in rows}
-    classes = options.classes or tuple(name for label, name in NAMES.items() if label in used)
+    named = tuple(name for label, name in NAMES.items() if label in used)
+    classes = named if options.classes is None else choose_classes(tuple(NAMES.values()), options.classes, source)
     label_of = {label: classes.index(name) for label, name in NAMES.items() if name in classes}
-    if unknown := set(classes) - set(NAMES.values()):
-        raise DataError(f"--classes {', '.join(sorted(unknown))}: not classes of xView; for example {NAMES[18]}")
     images = {name: index.find(name) for name in found}
     missing = sorted(name for name, image in images.items() if image is None)
     notes["image_never_published"] += NEVER_PUBLISHED in missing
-    if missing := [name for name in missing if name != NEVER_PUBLISHED]:
+    missing = [name for name in missing if name != NEVER_PUBLISHED]
+    if options.skip_bad:
+        notes["missing_image"] += len(missing)
+    elif missing:
         raise DataError(
             f"{path}: {len(missing)} of {len(found)} images are missing, {missing[0]} first; fetch train_images.tgz "
-            "from xviewdataset.org (registration), or give their folder with --images"
+            "from xviewdataset.org (registration), or give their folder with --images; "
+            "--skip-bad drops them"
         )
     read = []
     for name, image in images.items():
         if image is None:
             continue
-        rows, size = [], display_size(image)
+        rows, size = [], readable_size(image, options, notes)
+        if size is None:
+            continue
         for box, label in found[name]:
             if label not in label_of:
                 notes[f"class_not_chosen: {NAMES[label]}"] += 1

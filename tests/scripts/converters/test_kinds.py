@@ -47,6 +47,39 @@ def test_the_experiment_loads(name: str, more: list[str], tmp_path: Path, capsys
     assert (tmp_path / "mine" / "samples.jpg").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("ai-tod", "aitod/images/trainval/1141__0_0.png"),
+        ("soda-a", "Images/00001.jpg"),
+        ("soda-d", "Images/train_1.jpg"),
+        ("tinyperson", "test/bb_3.jpg"),
+        ("xview", "train_images/100.tif"),
+    ],
+)
+def test_missing_images_are_an_error_or_dropped(
+    name: str, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, tree = TREES[name]
+    tree(tmp_path / "tree")
+    for path in (tmp_path / "tree").rglob(Path(image).name):
+        path.unlink()
+    run("auto", tmp_path / "tree", tmp_path / "out", code=3)
+    message = capsys.readouterr().err
+    assert Path(image).name in message
+    assert "--skip-bad drops" in message
+    manifest = run(kind, tmp_path / "tree", tmp_path / "out", "--skip-bad", "--val-share", 0.5)
+    assert manifest["fixed_or_dropped"]["missing_image"] >= 1
+
+
+def test_classes_are_chosen_from_those_of_the_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ai-tod", "geo", "neon", "soda-a", "tinyperson", "xview"):
+        kind, tree = TREES[name]
+        tree(tmp_path / name)
+        run(kind, tmp_path / name, tmp_path / "out", "--classes", "unicorn", code=3)
+        assert "--classes unicorn: " in capsys.readouterr().err
+
+
 def test_tiles_are_advised_for_large_images() -> None:
     sizes = np.array([[3000, 3200]])
     assert advise_tiles(sizes, choose_image_size(sizes, small=False)) == [

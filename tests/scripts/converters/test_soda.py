@@ -60,7 +60,7 @@ def soda_d(root: Path) -> None:
 
 def test_polygons(tmp_path: Path) -> None:
     soda_a(tmp_path / "any")
-    manifest = run("soda", tmp_path / "any", tmp_path / "out")
+    manifest = run("auto", tmp_path / "any", tmp_path / "out")
     ignored = [(name, [0, 0, 8, 8], 1) for name in ("airplane", "small-vehicle", "windmill")]
     assert contents(tmp_path / "out", "train") == {
         "00003.jpg": [
