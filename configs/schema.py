@@ -145,8 +145,6 @@ class D3QConfig:
     """Every image gets at least this many."""
     max_queries: int | None = None
     """No image gets more; null: num_queries, the rows of the query table. A trained detector takes any lower value."""
-    calibrated_count: bool = False
-    """Experiment"""
     initial_density: float | None = None
     """Objects per cell that the untrained map predicts everywhere; null: the mean of the training set. Published:
     0.1, with which an 800x800 image starts at 4,000 objects (stride 4), and so at the query ceiling."""
@@ -276,11 +274,6 @@ class CriterionConfig:
     count_weight: float = 0.0
     """Weight of the count loss, which makes the density of an image add up to its number of objects; 0 as published,
     for none; unused without model.d3q."""
-
-    count_form: Literal["log", "poisson", "relative"] = "log"
-    """Experiment"""
-    count_grid: int = 1
-    """Experiment"""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "density_weight", "count_weight")

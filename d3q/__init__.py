@@ -4,7 +4,7 @@ Source: Ye et al., Density-Aware DETR With Dynamic Query for End-to-End Tiny Obj
 """
 
 from d3q.count_loss import CountLoss, log_count_error
-from d3q.density_branch import CountCalibration, DensityBranch, count_objects
+from d3q.density_branch import DensityBranch, count_objects
 from d3q.density_loss import DensityLoss, density_focal_loss, density_target, density_targets
 from d3q.dynamic_query import DensityBudget, query_count
 from d3q.tiny_box import LogSizeL1

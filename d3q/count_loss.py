@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, smooth_l1_loss
+from torch.nn.functional import smooth_l1_loss
 
+from d3q.density_branch import count_objects
 from d3q.density_loss import Boxes, share_of_total
 
 
@@ -18,45 +19,28 @@ def log_count_error(counts: Tensor, objects: Tensor) -> Tensor:
     return smooth_l1_loss(counts.float().log1p(), objects.float().log1p(), reduction="none")
 
 
-def poisson_count_error(counts: Tensor, objects: Tensor) -> Tensor:
-    """Poisson deviance, divided by the objects (at least one)."""
-    counts, objects = counts.float().clamp(min=1e-6), objects.float()
-    deviance = 2 * (torch.xlogy(objects, objects) - objects * counts.log() - (objects - counts))
-    return deviance / objects.clamp(min=1)
-
-
-def relative_count_error(counts: Tensor, objects: Tensor) -> Tensor:
-    """|count - objects| / objects (at least one)."""
-    return (counts.float() - objects.float()).abs() / objects.float().clamp(min=1)
-
-
-FORMS = {"log": log_count_error, "poisson": poisson_count_error, "relative": relative_count_error}
-
-
 class CountLoss:
-    """Mean count error of the images of a batch, of the whole map or of the cells of a coarse grid."""
+    """Mean log count error of the images of a batch; beside `DensityLoss`, which decides where the density lies.
 
-    def __init__(self, *, weight: float, form: str = "log", grid: int = 1) -> None:
+    The published density loss has hardly a gradient on empty cells (of the order of density^3 in the logit): each
+    keeps a little density, and thousands of them add up to a count that is too high.
+
+    Among several processes the batch is that of all of them: the mean of their gradients is its gradient.
+
+    weight   factor of the loss
+
+    Not part of the published method.
+    """
+
+    def __init__(self, *, weight: float) -> None:
         self.weight = weight
-        self.error = FORMS[form]
-        self.grid = grid
 
     def __call__(self, aux: dict[str, Tensor], targets: Sequence[Boxes]) -> dict[str, Tensor]:
-        density_map, grid = aux["density_map"].float(), self.grid
-        rows, columns = density_map.shape[-2:]
-        counts = adaptive_avg_pool2d(density_map, grid)[:, 0] * (rows * columns / grid**2)
-        if grid == 1:
-            objects = torch.tensor([[[float(len(target.boxes_xyxy))]] for target in targets], device=counts.device)
-        else:
-            height, width = aux["padded_size"].tolist()
-            objects = torch.stack([self.objects_of(target.boxes_xyxy, height, width) for target in targets])
-        errors = self.error(counts, objects).mean((1, 2))
-        return {"count": self.weight * errors.sum() / share_of_total(len(targets), counts.device)}
+        """aux: `density_map` (B, 1, H, W), objects per cell -> {"count"}.
 
-    def objects_of(self, boxes_xyxy: Tensor, height: int, width: int) -> Tensor:
-        """Objects per cell, (grid, grid)."""
-        centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-        scale = self.grid / centres.new_tensor([width, height])
-        column, row = (centres * scale).long().clamp(0, self.grid - 1).unbind(1)
-        objects = centres.new_zeros(self.grid**2)
-        return objects.index_add_(0, row * self.grid + column, torch.ones_like(centres[:, 0])).view(self.grid, -1)
+        The count is the one that the query budget uses: with the padding, unless the map is 0 there (`count_padding`).
+        """
+        counts = count_objects(aux["density_map"])
+        objects = torch.tensor([len(target.boxes_xyxy) for target in targets], device=counts.device)
+        errors = log_count_error(counts, objects)
+        return {"count": self.weight * errors.sum() / share_of_total(len(targets), counts.device)}

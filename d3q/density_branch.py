@@ -27,26 +27,6 @@ class DensityBranch(nn.Module):
             return self.output(torch.relu(self.hidden(feature_map.float()))).sigmoid()
 
 
-class CountCalibration(nn.Module):
-    """Density map -> density map whose sum is the count: sigmoid(slope * logit(density) + shift), two learned numbers.
-
-    It learns from the count loss alone, and the density map from the density loss alone: the count becomes right
-    without taking anything from the features. It starts as the identity.
-
-    Not part of the published method; as Platt, Probabilistic outputs for support vector machines, 1999, but for counts.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_slope = nn.Parameter(torch.zeros(()))
-        self.shift = nn.Parameter(torch.zeros(()))
-
-    def forward(self, density_map: Tensor) -> Tensor:
-        """(B, 1, H, W) -> the same shape; no gradient reaches `density_map`."""
-        logits = torch.logit(density_map.detach().float(), eps=1e-6)
-        return (self.log_slope.exp() * logits + self.shift).sigmoid()
-
-
 def count_objects(density_map: Tensor) -> Tensor:
     """Objects per image: the integral of the density over the whole map, padding included, as published.
 

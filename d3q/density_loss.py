@@ -131,7 +131,7 @@ class DensityLoss:
 
         Differs from the reference: the divisor is at least one in both detectors, and one for all processes.
         """
-        density_map = aux.get("trained_map", aux["density_map"])
+        density_map = aux["density_map"]
         rows, columns = density_map.shape[-2:]
         image_height, image_width = aux["padded_size"].tolist()
         size = (image_height, image_width)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from d3q.density_branch import CountCalibration, DensityBranch, count_objects
+from d3q.density_branch import DensityBranch, count_objects
 
 
 def query_count(
@@ -44,7 +44,6 @@ class DensityBudget(nn.Module):
         max_queries: int,
         round_objects: bool = True,
         count_padding: bool = True,
-        calibration: CountCalibration | None = None,
     ) -> None:
         super().__init__()
         self.density_branch = density_branch
@@ -53,21 +52,17 @@ class DensityBudget(nn.Module):
         self.max_queries = max_queries
         self.round_objects = round_objects
         self.count_padding = count_padding
-        self.calibration = calibration
 
     def forward(self, feature_map: Tensor, padding_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, D, H, W), (B, H, W) -> num_queries (B,) int64; aux with `density_map` and `predicted_count` (B,).
 
         The count is not differentiable: the density learns from its own loss alone.
         """
-        trained_map = density_map = self.density_branch(feature_map)
-        if self.calibration is not None:
-            density_map = self.calibration(density_map)
+        density_map = self.density_branch(feature_map)
         if not self.count_padding:
-            trained_map, density_map = (m.masked_fill(padding_mask[:, None], 0.0) for m in (trained_map, density_map))
+            density_map = density_map.masked_fill(padding_mask[:, None], 0.0)
         predicted_count = count_objects(density_map.detach())
-        aux = {"density_map": density_map, "trained_map": trained_map, "predicted_count": predicted_count}
-        return self.queries_for(predicted_count), aux
+        return self.queries_for(predicted_count), {"density_map": density_map, "predicted_count": predicted_count}
 
     def queries_for(self, objects: Tensor) -> Tensor:
         """(B,) objects -> (B,) int64 queries."""

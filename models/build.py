@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs.schema import Config, SetLossConfig, TransformerConfig
-from d3q import CountCalibration, CountLoss, DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
+from d3q import CountLoss, DensityBranch, DensityBudget, DensityLoss, LogSizeL1, query_count
 from models.attention import LayerSizes
 from models.backbones.backbone import build_backbone
 from models.boxes import L1Distance
@@ -45,7 +45,7 @@ def build_criterion(config: Config) -> Criterion:
     if model.d3q is not None:
         auxiliary_losses.append(DensityLoss(weight=criterion.density_weight, merge=config.fidelity.density_merge))
         if criterion.count_weight > 0:
-            auxiliary_losses.append(CountLoss(weight=criterion.count_weight, form=criterion.count_form, grid=criterion.count_grid))
+            auxiliary_losses.append(CountLoss(weight=criterion.count_weight))
     return Criterion(
         decoder=_build_set_loss(criterion.decoder, config),
         encoder=_build_set_loss(criterion.encoder, config),
@@ -170,7 +170,6 @@ def _build_budget(config: Config) -> nn.Module:
         max_queries=model.d3q.max_queries or model.num_queries,
         round_objects=config.fidelity.round_objects,
         count_padding=config.fidelity.count_padding,
-        calibration=CountCalibration() if model.d3q.calibrated_count else None,
     )
 
 
