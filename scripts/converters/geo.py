@@ -60,7 +60,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
         raise MissingExtraError(f"orthophotos need rasterio: {GEO_EXTRA}")
     notes: Counter[str] = Counter()
     root = options.images or source
-    rasters = open_rasters(root, notes)
+    rasters = open_rasters(root, notes, skip=options.skip_bad)
     layers = [layer for path in vector_files(source) for layer in read_layers(path, notes)]
     if not rasters or not layers:
         lacking = "georeferenced raster" if not rasters else "GeoJSON or GeoPackage"
@@ -106,10 +106,17 @@ def _is_placed(path: Path) -> bool:
     return path.suffix.lower() in _MORE_RASTERS or (header is not None and header.georeferenced)
 
 
-def open_rasters(source: Path, notes: Counter[str]) -> list[_Raster]:
-    """Those that have a place on the map. Raises DataError if none of the images has."""
-    files = raster_files(source)
-    found = [raster for path in files if (raster := _open(path)) is not None]
+def open_rasters(source: Path, notes: Counter[str], *, skip: bool) -> list[_Raster]:
+    """Those that have a place on the map. Raises DataError if none of the images has, and for a broken one."""
+    files, found = raster_files(source), list[_Raster]()
+    for path in list(files):
+        try:
+            found += [raster] if (raster := _open(path)) is not None else []
+        except DataError as error:
+            if not skip:
+                raise DataError(f"{error.summary()}; --skip-bad drops it") from None
+            notes["unreadable_image"] += 1
+            files.remove(path)
     if files and not found:
         raise DataError(f"{files[0]}: has no reference system or no place in it; georeference it in QGIS")
     notes["image_without_a_place_on_the_map"] += len(files) - len(found)

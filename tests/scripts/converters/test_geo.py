@@ -16,8 +16,6 @@ from scripts.support.tiling import blocks
 from scripts.support.vectors import read_geopackage
 from tests.scripts.converters.trees import contents, draw, run, write
 
-rasterio = pytest.importorskip("rasterio")
-
 UTM = "EPSG:32633"
 PIXEL = 0.1
 """m"""
@@ -28,6 +26,7 @@ Box = tuple[float, float, float, float]
 
 def raster(path: Path, size: tuple[int, int] = (300, 200), *, bands: int = 3, kind: str = "uint8", **more: Any) -> Path:
     """A GeoTIFF of (width, height) px of noise."""
+    rasterio = pytest.importorskip("rasterio")
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(0).integers(1, 200, (bands, size[1], size[0])).astype(kind)
     transform = rasterio.Affine(PIXEL, 0, ORIGIN[0], 0, -PIXEL, ORIGIN[1])
@@ -39,7 +38,7 @@ def raster(path: Path, size: tuple[int, int] = (300, 200), *, bands: int = 3, ki
 
 def ring(box: Box, crs: str = UTM) -> list[tuple[float, float]]:
     """Corners of a box in px, closed, in a reference system."""
-    from rasterio.warp import transform
+    transform = pytest.importorskip("rasterio.warp").transform
 
     x0, y0, x1, y1 = box
     corners = [(x0, y0), (x0, y1), (x1, y1), (x1, y0), (x0, y0)]
@@ -115,6 +114,7 @@ def tree(root: Path) -> None:
 
 
 def test_degrees(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
     tree(tmp_path / "any")
     manifest = run("auto", tmp_path / "any", tmp_path / "out", "--tile", 200, "--overlap", 0)
     assert contents(tmp_path / "out", "val") == {
@@ -140,6 +140,7 @@ def test_degrees(tmp_path: Path) -> None:
 
 def test_a_geopackage(tmp_path: Path) -> None:
     """Layers in two reference systems, both byte orders, heights, envelopes, a hole, a multipolygon, WKT."""
+    rasterio = pytest.importorskip("rasterio")
     raster(tmp_path / "any" / "ortho.tif", (600, 400))
     hole = [ring((10, 12, 20, 26)), ring((12, 14, 15, 20))]
     two = [ring((30, 30, 40, 40)), ring((300, 300, 310, 320))]
@@ -190,6 +191,7 @@ def test_blocks_share_no_pixel_and_hold_equal_numbers(tmp_path: Path) -> None:
 
 def test_crs_member_stems_and_values(tmp_path: Path) -> None:
     """An old crs, vectors that belong to one raster by name, 16 bits, four bands, no data, a preview."""
+    rasterio = pytest.importorskip("rasterio")
     root = tmp_path / "any"
     for name in ("train_a", "test_b"):
         raster(root / f"{name}.tif", bands=4, kind="uint16", nodata=0)
@@ -276,6 +278,15 @@ def test_faults(
     run("geo", tmp_path / "any", tmp_path / "out", *more, code=code)
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_raster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path / "any")
+    write(tmp_path / "any" / "train" / "east.tif", "no raster")
+    run("geo", tmp_path / "any", tmp_path / "out", code=3)
+    assert re.search(r"east\.tif: cannot be opened as a raster .*; --skip-bad drops it", capsys.readouterr().err)
+    manifest = run("geo", tmp_path / "any", tmp_path / "out", "--skip-bad")
+    assert manifest["fixed_or_dropped"]["unreadable_image"] == 1
 
 
 def test_options_of_geo_are_refused_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

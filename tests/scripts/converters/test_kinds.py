@@ -72,12 +72,14 @@ def test_missing_images_are_an_error_or_dropped(
     assert manifest["fixed_or_dropped"]["missing_image"] >= 1
 
 
-def test_classes_are_chosen_from_those_of_the_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("ai-tod", "geo", "neon", "soda-a", "tinyperson", "xview"):
-        kind, tree = TREES[name]
-        tree(tmp_path / name)
-        run(kind, tmp_path / name, tmp_path / "out", "--classes", "unicorn", code=3)
-        assert "--classes unicorn: " in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["ai-tod", "geo", "neon", "soda-a", "tinyperson", "xview"])
+def test_classes_are_chosen_from_those_of_the_tree(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, tree = TREES[name]
+    tree(tmp_path / name)
+    run(kind, tmp_path / name, tmp_path / "out", "--classes", "unicorn", code=3)
+    assert "--classes unicorn: " in capsys.readouterr().err
 
 
 def test_tiles_are_advised_for_large_images() -> None:
