@@ -17,10 +17,12 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null
 bash scripts/setup.sh
 python=${D3Q_PYTHON:-.venv/bin/python}
 
-# For the tests of the extra `geo`, which are skipped without it.
-"$python" -c 'import rasterio' 2> /dev/null ||
-    "$python" -m pip --disable-pip-version-check install --quiet -c scripts/constraints.txt rasterio ||
-    echo "test: no rasterio; the tests that need it are skipped" >&2
+# For the tests of the extra `geo`, and to validate GeoJSON.
+for package in rasterio geojson; do
+    "$python" -c "import $package" 2> /dev/null ||
+        "$python" -m pip --disable-pip-version-check install --quiet -c scripts/constraints.txt "$package" ||
+        echo "test: no $package; the tests that need it are skipped" >&2
+done
 
 # One thread per process: two torch processes with one thread per core slow each other down many times.
 export OMP_NUM_THREADS=1

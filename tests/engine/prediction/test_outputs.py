@@ -176,3 +176,16 @@ def test_a_box_outside_of_its_projection_is_no_polygon(tmp_path: Path) -> None:
     written(tmp_path, "geojson", results=[replace(image(1, "a.tif"), objects=objects, georeference=place)])
     content = json.loads((tmp_path / "predictions.geojson").read_text())  # strict: no Infinity
     assert [feature["properties"]["score"] for feature in content["features"]] == [0.9]
+
+
+@pytest.mark.skipif(not has_rasterio(), reason="the extra geo (rasterio) is not installed")
+def test_a_validator_accepts_the_geojson(tmp_path: Path) -> None:
+    validator = pytest.importorskip("geojson", reason="the package geojson is not installed")
+    place = Georeference("EPSG:32633", (0.5, 0.1, 400_000.0, 0.1, -0.5, 5_800_000.0))
+    mirrored = replace(place, transform=(-0.5, 0.0, 400_000.0, 0.0, -0.5, 5_800_000.0))
+    images = [replace(image(number, "a.tif"), georeference=each) for number, each in enumerate([place, mirrored])]
+    written(tmp_path, "geojson", results=images)
+    content = validator.loads((tmp_path / "predictions.geojson").read_text())
+    assert len(content.features) == 4
+    assert content.errors() == []
+    assert all(feature.geometry.errors() in ([], None) for feature in content.features)
