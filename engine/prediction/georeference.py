@@ -40,4 +40,5 @@ def _to_degrees(crs: str, points: np.ndarray) -> np.ndarray:
 def _signed_area(rings: np.ndarray) -> np.ndarray:
     """(N, 4, 2) -> (N,), positive counter-clockwise."""
     after = np.roll(rings, -1, axis=1)
-    return (rings[..., 0] * after[..., 1] - after[..., 0] * rings[..., 1]).sum(axis=1) / 2
+    with np.errstate(invalid="ignore"):  # a ring that is not finite has no orientation
+        return (rings[..., 0] * after[..., 1] - after[..., 0] * rings[..., 1]).sum(axis=1) / 2
