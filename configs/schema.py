@@ -4,6 +4,7 @@ A class is a block of the YAML file, a field is a key, the docstring under a fie
 loader (`configs/loader.py`) fills them strictly and adds file, line and path to the errors raised here.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -321,6 +322,15 @@ class SplitConfig:
     """Folder of the images."""
 
 
+def _is_stretch(text: str) -> bool:
+    """percentile, or two numbers in order."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        return text == "percentile"
+    return -math.inf < low < high < math.inf
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Data set and augmentation."""
@@ -360,6 +370,11 @@ class DataConfig:
     """The rotation that a camera stores in EXIF or TIFF. auto applies it if only the rotated image has the annotated
     size, and otherwise reads the pixels as stored; apply always applies it, as browsers and OpenCV do; ignore never
     does."""
+    bands: tuple[int, int, int] | None = None
+    """Numbers of three bands of rasters, from 1, for red, green, blue; null: as the file says. Needs rasterio."""
+    stretch: str | None = None
+    """Values of rasters that become black and white, "MIN,MAX", or percentile: the 2nd and 98th percentile of each band
+    of a raster; null: 8-bit values as they are. Needs rasterio."""
     follow_links: bool = False
     """Accept image files that are links out of the images folder."""
     batch_size: int = 1
@@ -385,6 +400,8 @@ class DataConfig:
         if self.scale_jitter is not None:
             low, high = self.scale_jitter
             require(0.1 <= low <= high <= 10, "scale_jitter", f"must be 0.1 <= low <= high <= 10, got {[low, high]}")
+        require(self.bands is None or min(self.bands) >= 1, "bands", f"count from 1, got {self.bands}")
+        require(self.stretch is None or _is_stretch(self.stretch), "stretch", "must be MIN,MAX, or percentile")
         require((self.mean is None) == (self.std is None), "std", "give mean and std together, or neither")
         require(self.std is None or min(self.std) > 0, "std", f"must be > 0, got {self.std}")
 

@@ -13,6 +13,7 @@ from datasets.coco import CocoDetection
 from datasets.collate import collate
 from datasets.findings import Findings
 from datasets.images.hints import hint_for_path
+from datasets.images.rasters import RasterOptions, parse_stretch
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard, ignore_job_signals
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.structures import DataError
@@ -70,6 +71,8 @@ def build_dataset(
         drop_empty=training and data.drop_empty,
         max_image_pixels=data.max_image_pixels,
         exif=data.exif,
+        bands=data.bands,
+        stretch=parse_stretch(data.stretch),
         num_classes=num_classes,
         findings=findings,
     )
@@ -80,6 +83,11 @@ def build_dataset(
     if data.cache_images == "memory":
         dataset.cache_images(threads=max(data.num_workers, 1), copies=processes_here)
     return dataset
+
+
+def raster_options(data: DataConfig, *, max_pixels: int) -> RasterOptions:
+    """How images of a prediction are opened, as in training but for the limit of their size."""
+    return RasterOptions(max_pixels, data.exif, data.bands, parse_stretch(data.stretch))
 
 
 def build_train_loader(

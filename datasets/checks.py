@@ -25,8 +25,7 @@ def check_images(dataset: CocoDetection, data: DataConfig, findings: Findings, *
         [files[index] for index in present],
         decode=decode,
         skip=dataset.training and data.on_bad_image == "skip",
-        max_pixels=data.max_image_pixels,
-        exif=data.exif,
+        reading=dataset.reading,
         threads=max(data.num_workers, os.cpu_count() or 1),
         findings=findings,
     )

@@ -16,9 +16,10 @@ from datasets.annotations.table import BadAnnotationPolicy, read_annotations
 from datasets.findings import Findings
 from datasets.images.cache import CacheTooLargeError, ImageCache
 from datasets.images.checks import check_places
-from datasets.images.decode import MAX_PIXELS, ImageFile, read_image
+from datasets.images.decode import MAX_PIXELS, ImageFile
 from datasets.images.hints import hint_for_path
 from datasets.images.orientation import ExifPolicy
+from datasets.images.rasters import RasterOptions, Stretch, read_whole
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
 from datasets.transforms import Sample, Transform, resized_shape
@@ -38,7 +39,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     on_bad_annotation  "error" | "skip": policy for bad annotations; `skipped` counts them
     drop_empty         drop images without a usable object, as published; not in evaluation
     max_image_pixels   a larger image is refused
-    exif               "auto" | "apply" | "ignore": whether a camera's rotation is undone, as in `read_image`
+    exif, bands, stretch   how the pixels are read, as in `RasterOptions`
     recompute_area     replace an `area` of 0 beside a sound box by width x height; False to compare with pycocotools
     num_classes        of the model, which decides whether categories that are only the parents of others are classes
     findings           collects all findings, and the sound rest is opened; without it, errors are raised
@@ -62,6 +63,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         drop_empty: bool = False,
         max_image_pixels: int = MAX_PIXELS,
         exif: ExifPolicy = "auto",
+        bands: tuple[int, int, int] | None = None,
+        stretch: Stretch | None = None,
         recompute_area: bool = True,
         num_classes: int | None = None,
         findings: Findings | None = None,
@@ -72,7 +75,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             hint = hint_for_path(images_root, folder=True)
             raise DataError(f"{images_root}: no such images folder; {hint}make or fetch the data set, or set data.root")
         self.images_root, self.transforms, self.seed = images_root, transforms, seed
-        self.training, self.max_image_pixels, self.exif = training, max_image_pixels, exif
+        self.training, self.reading = training, RasterOptions(max_image_pixels, exif, bands, stretch)
         self.table = read_annotations(
             annotations,
             on_bad_annotation=on_bad_annotation,
@@ -141,7 +144,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """Decode the image to RGB, in the frame of its boxes."""
         if self._cache is not None:
             return self._cache[index]
-        return read_image(self.image_file(index), max_pixels=self.max_image_pixels, exif=self.exif)
+        return read_whole(self.image_file(index), self.reading)
 
     def image_file(self, index: int) -> ImageFile:
         """Path of the image, and what its annotation file says about it."""

@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,9 @@ def _add_folders_and_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, help=f"larger images are skipped (default {MAX_PIXELS:,})"
     )
-    parser.add_argument("--bands", metavar="R,G,B", help="numbers of the bands to read, from 1; needs rasterio")
+    parser.add_argument(
+        "--bands", metavar="R,G,B", help="numbers of the bands to read, from 1 (default: as trained); needs rasterio"
+    )
     parser.add_argument(
         "--stretch",
         metavar="MIN,MAX|percentile",
@@ -175,10 +178,14 @@ def check_usage(options: argparse.Namespace, sources: Sequence[str]) -> None:
 
 def resolve(options: argparse.Namespace, predictor: "Predictor") -> "PredictionOptions":
     """The options in terms of the checkpoint. Raises UsageError."""
-    from datasets.images.rasters import RasterOptions
+    from datasets.build import raster_options
     from engine.commands.predict_folder import PredictionOptions
 
-    exif = predictor.config.data.exif
+    raster = raster_options(predictor.config.data, max_pixels=options.max_pixels)
+    if options.bands is not None:
+        raster = replace(raster, bands=bands_of(options.bands))
+    if options.stretch is not None:
+        raster = replace(raster, stretch=stretch_of(options.stretch))
     return PredictionOptions(
         checkpoint=options.resume,
         conf=options.conf,
@@ -187,7 +194,7 @@ def resolve(options: argparse.Namespace, predictor: "Predictor") -> "PredictionO
         overlap=options.overlap,
         batch_size=options.batch_size or predictor.config.data.batch_size,
         formats=None if options.formats is None else tuple(dict.fromkeys(split(options.formats))),
-        raster=RasterOptions(options.max_pixels, exif, bands_of(options.bands), stretch_of(options.stretch)),
+        raster=raster,
     )
 
 
@@ -228,15 +235,13 @@ def bands_of(text: str | None) -> tuple[int, int, int] | None:
 
 
 def stretch_of(text: str | None) -> "Stretch | None":
-    if text is None or text == "percentile":
-        return text  # type: ignore[return-value]
+    from datasets.images.rasters import parse_stretch
+
     try:
-        low, high = map(float, split(text))
-    except ValueError:
-        raise UsageError(f"--stretch {text}: give MIN,MAX or percentile") from None
-    if not low < high:
-        raise UsageError(f"--stretch {text}: MIN must be below MAX")
-    return low, high
+        return parse_stretch(text)
+    except ValueError as error:
+        reason = "MIN must be below MAX" if "below" in str(error) else "give MIN,MAX or percentile"
+        raise UsageError(f"--stretch {text}: {reason}") from None
 
 
 def split(text: str | None) -> list[str]:

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from datasets.findings import Findings, one_line
-from datasets.images.decode import ImageFile, ImageTraits, inspect_image, read_image
+from datasets.images.decode import ImageFile, ImageTraits
 from datasets.images.duplicates import report_same_files
 from datasets.images.folders import Folders, Listing
 from datasets.images.hints import NameHints
-from datasets.images.orientation import ExifPolicy
+from datasets.images.rasters import RasterOptions, inspect_whole, read_whole
 from datasets.structures import DataError
 
 PLAIN_MODES = ("RGB", "L")
@@ -49,18 +49,17 @@ def check_contents(
     *,
     decode: bool,
     skip: bool,
-    max_pixels: int,
-    exif: ExifPolicy,
+    reading: RasterOptions,
     threads: int,
     findings: Findings,
 ) -> list[bytes | None]:
     """Read the header of every file, or decode it whole, and compare it with the annotation file.
 
+    reading   how they are opened
     skip      a bad image is skipped, not an error
-    exif      as in `read_image`
     returns   digests of the pixels of each file, None where they were not decoded
     """
-    look = partial(_look, decode=decode, max_pixels=max_pixels, exif=exif)
+    look = partial(_look, decode=decode, reading=reading)
     ambiguous: list[tuple[ImageFile, int]] = []
     digests: list[bytes | None] = []
     with ThreadPoolExecutor(max_workers=threads) as pool:
@@ -103,15 +102,13 @@ def _report_ambiguous(found: Sequence[tuple[ImageFile, int]], findings: Findings
 SKIP_HINT = "or set data.on_bad_image: skip to train without such images"
 
 
-def _look(
-    file: ImageFile, *, decode: bool, max_pixels: int, exif: ExifPolicy
-) -> tuple[ImageTraits | DataError, bytes | None]:
+def _look(file: ImageFile, *, decode: bool, reading: RasterOptions) -> tuple[ImageTraits | DataError, bytes | None]:
     """Traits from the header, and a digest of the pixels if they are decoded."""
     try:
-        traits = inspect_image(file, max_pixels=max_pixels, exif=exif)
+        traits = inspect_whole(file, reading)
         if not decode:
             return traits, None
-        image = read_image(file, max_pixels=max_pixels, exif=exif)
+        image = read_whole(file, reading)
     except DataError as error:
         return error, None
     digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from PIL import Image
 
-from datasets.images.decode import FORMATS, ImageFile, inspect_image, read_image
+from datasets.images.decode import FORMATS, ImageFile, ImageTraits, inspect_image, read_image
 from datasets.images.orientation import ExifPolicy, Frame, choose_frame, read_orientation
 from datasets.structures import DataError, Georeference
 
@@ -52,6 +53,16 @@ class Raster(Protocol):
         """Free its memory."""
 
 
+def parse_stretch(text: str | None) -> Stretch | None:
+    """Of "MIN,MAX" or percentile. Raises ValueError."""
+    if text is None or text == "percentile":
+        return text  # type: ignore[return-value]
+    low, high = map(float, text.split(","))
+    if not -float("inf") < low < high < float("inf"):
+        raise ValueError(f"{text}: MIN must be below MAX")
+    return low, high
+
+
 @dataclass(frozen=True)
 class RasterOptions:
     """How images are opened.
@@ -67,6 +78,11 @@ class RasterOptions:
     bands: tuple[int, int, int] | None = None
     stretch: Stretch | None = None
 
+    @property
+    def chooses(self) -> bool:
+        """Whether rasterio has to read the images."""
+        return self.bands is not None or self.stretch is not None
+
 
 def open_raster(file: ImageFile, options: RasterOptions) -> Raster:
     """Open an image; its pixels are read later.
@@ -80,7 +96,7 @@ def open_raster(file: ImageFile, options: RasterOptions) -> Raster:
 
     if not file.path.is_file():
         inspect_image(file)  # raises
-    windowed = options.bands is not None or options.stretch is not None
+    windowed = options.chooses
     if windowed and not has_rasterio():
         raise MissingExtraError(f"--bands and --stretch need rasterio: {GEO_EXTRA}")
     try:
@@ -99,6 +115,38 @@ def open_raster(file: ImageFile, options: RasterOptions) -> Raster:
         return raster
     remark = f"it is georeferenced; for coordinates and windowed reading: {GEO_EXTRA}" if placed else ""
     return DecodedImage(file, options, remark=remark)
+
+
+def read_whole(file: ImageFile, options: RasterOptions) -> Image.Image:
+    """Decode one image to RGB, as `read_image`; with bands or a stretch by rasterio. Raises DataError."""
+    if not options.chooses:
+        return read_image(file, max_pixels=options.max_pixels, exif=options.exif)
+    with closing(_open_whole(file, options)) as raster:
+        pixels = raster.read((0, 0, raster.width, raster.height))
+    return Image.new("RGB", (raster.width, raster.height)) if pixels is None else pixels
+
+
+def inspect_whole(file: ImageFile, options: RasterOptions) -> ImageTraits:
+    """The same checks without decoding. Raises DataError."""
+    if not options.chooses:
+        return inspect_image(file, max_pixels=options.max_pixels, exif=options.exif)
+    with closing(_open_whole(file, options)) as raster:
+        return ImageTraits("RGB", Frame(1), False, (raster.height, raster.width))
+
+
+def _open_whole(file: ImageFile, options: RasterOptions) -> Raster:
+    try:
+        raster = open_raster(file, options)
+    except MissingExtraError:
+        raise DataError(f"data.bands and data.stretch need rasterio: {GEO_EXTRA}", "missing_extra") from None
+    if raster.width * raster.height > options.max_pixels:
+        raster.close()
+        raise DataError(
+            f"{file.path}: {raster.width} x {raster.height} px: more pixels than data.max_image_pixels "
+            f"{options.max_pixels}; cut it into tiles or raise the limit",
+            "image_bomb",
+        )
+    return raster
 
 
 def _require_frame(file: ImageFile, stored: tuple[int, int], exif: ExifPolicy) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from configs.schema import Config
+from datasets.build import raster_options
 from datasets.images.decode import ImageFile
-from datasets.images.orientation import ExifPolicy
 from datasets.images.rasters import RasterOptions, open_raster
 from datasets.structures import DataError
 from engine.checkpoints.checkpoint import CheckpointError
@@ -21,6 +21,7 @@ from engine.prediction.images import Selection, merge_findings, search_tiles, ti
 from engine.prediction.tiles import plan_tiles
 
 MAX_PIXELS = 400_000_000
+_READING = RasterOptions(MAX_PIXELS)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ImageDetector:
             raise ValueError(f"overlap {overlap} is not a share of a tile's side: 0, or more and below 1")
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale {scale} is not above 0")
-        picture = as_picture(image, exif=self.predictor.config.data.exif)
+        picture = as_picture(image, raster_options(self.predictor.config.data, max_pixels=MAX_PIXELS))
         plan = plan_tiles(*picture.size, tile=self.predictor.tile_size(scale), overlap=overlap)
         selection = Selection(conf)
         if len(plan) == 1:
@@ -105,15 +106,15 @@ class ImageDetector:
         )
 
 
-def as_picture(image: str | Path | Image.Image | np.ndarray | Tensor, *, exif: ExifPolicy = "auto") -> Image.Image:
+def as_picture(image: str | Path | Image.Image | np.ndarray | Tensor, reading: RasterOptions = _READING) -> Image.Image:
     """RGB.
 
-    exif   of a file, as in training
+    reading   of a file, as in training
 
     Raises ValueError, DataError.
     """
     if isinstance(image, str | Path):
-        return _read_file(Path(image), exif)
+        return _read_file(Path(image), reading)
     if isinstance(image, Image.Image):
         if image.mode == "F" or image.mode.startswith("I"):
             raise ValueError(f"a PIL image of mode {image.mode} holds more than 8 bits; scale its values to 0..255")
@@ -137,10 +138,10 @@ def as_picture(image: str | Path | Image.Image | np.ndarray | Tensor, *, exif: E
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _read_file(path: Path, exif: ExifPolicy) -> Image.Image:
+def _read_file(path: Path, reading: RasterOptions) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS  # decoding sets it, and the calling program has its own
     try:
-        raster = open_raster(ImageFile(path), RasterOptions(MAX_PIXELS, exif))
+        raster = open_raster(ImageFile(path), reading)
         pixels = raster.read((0, 0, raster.width, raster.height))
         raster.close()
     except DataError as error:

@@ -14,6 +14,7 @@ from datasets.images.checks import check_contents, check_places
 from datasets.images.decode import ImageFile
 from datasets.images.duplicates import file_keys, report_same_pixels, shared_files, shared_pixels
 from datasets.images.folders import Folders
+from datasets.images.rasters import RasterOptions
 
 SIZE = (6, 8)
 
@@ -121,7 +122,7 @@ def test_a_file_system_with_one_number_for_all_files_is_believed_in_names_only(
 def pixels_of(entries: list[ImageFile]) -> list[bytes | None]:
     findings = Findings()
     found = check_contents(
-        entries, decode=True, skip=False, max_pixels=10**6, exif="auto", threads=2, findings=findings
+        entries, decode=True, skip=False, reading=RasterOptions(10**6, "auto"), threads=2, findings=findings
     )
     assert findings.counts("error") == {}
     return found

@@ -12,6 +12,7 @@ from datasets.findings import Findings
 from datasets.images.checks import check_contents
 from datasets.images.decode import ImageFile, inspect_image, read_image
 from datasets.images.orientation import ExifPolicy
+from datasets.images.rasters import RasterOptions
 from datasets.structures import DataError
 from tests.support.image_files import write_png, write_tiff
 
@@ -119,7 +120,9 @@ def test_one_warning_counts_them_and_names_the_first(tmp_path: Path) -> None:
         files.append(ImageFile(tmp_path / f"{number}.png", size=(20, 20), entry=f"images[{number}]"))
     for policy, warned in (("auto", {"exif_ambiguous": 3}), ("apply", {}), ("ignore", {})):
         findings = Findings()
-        check_contents(files, decode=False, skip=False, max_pixels=10**6, exif=policy, threads=2, findings=findings)
+        check_contents(
+            files, decode=False, skip=False, reading=RasterOptions(10**6, policy), threads=2, findings=findings
+        )
         assert findings.counts("warning") == warned
         if warned:
             (message,) = findings.messages("warning")

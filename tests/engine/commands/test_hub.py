@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.images.rasters import RasterOptions
 from datasets.structures import DataError
 from engine.commands.hub import ImageDetector, as_picture, load_detector
 
@@ -36,8 +37,8 @@ def test_the_rotation_of_a_file_follows_the_training(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (8, 5)).save(tmp_path / "x.jpg", exif=exif)
-    assert as_picture(tmp_path / "x.jpg", exif="auto").size == (5, 8)
-    assert as_picture(tmp_path / "x.jpg", exif="ignore").size == (8, 5)
+    assert as_picture(tmp_path / "x.jpg", RasterOptions(10**6)).size == (5, 8)
+    assert as_picture(tmp_path / "x.jpg", RasterOptions(10**6, "ignore")).size == (8, 5)
 
 
 def test_a_deep_file_is_no_reason_for_flags_of_a_command(tmp_path: Path) -> None:
