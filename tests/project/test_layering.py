@@ -40,7 +40,13 @@ MAY_IMPORT |= EXCEPTIONS
 ABOVE_ENGINE = "engine.commands"
 
 # Narrower third-party limits.
-MAY_NEED = {"d3q": {"torch"}, "configs": {"yaml"}, "engine/metrics": {"numpy"}}
+MAY_NEED = {
+    "d3q": {"torch"},
+    "configs": {"yaml"},
+    "engine/metrics": {"numpy"},
+    "engine/analysis": {"numpy"},
+    "engine/analysis/report": {"PIL", "numpy"},
+}
 # Optional extras, which the rest does without.
 GEO = ("datasets/images/windowed.py", "engine/prediction/georeference.py", "scripts/converters/geo.py")
 PLOTS = tuple(f"scripts/compare_{name}.py" for name in ("budgets", "counts", "scores"))
@@ -150,6 +156,7 @@ def test_the_check_itself_sees_every_kind_of_import() -> None:
         ("engine/commands/train.py", "engine.commands.setup", False),
         ("engine/commands/train.py", "d3q", True),
         ("engine/metrics/matching.py", "torch", True),
+        ("engine/analysis/errors.py", "PIL", True),
         ("models/dino.py", "d3q.tiny_box", True),
         ("models/build.py", "d3q.tiny_box", False),
         ("models/matching/cost.py", "configs.schema", True),
