@@ -28,7 +28,7 @@ from configs.loader import dump_config
 from configs.paths import check_paths, path_argument
 from configs.schema import Config
 from engine.commands.exit_codes import UsageError, exit_code
-from engine.commands.resolve import Experiment, continue_config, find_last, read_checkpoint, read_file
+from engine.commands.resolve import Experiment, continue_config, fill_from_run, find_last, read_checkpoint, read_file
 from engine.console import guard_console
 from engine.distributed.signals import interruptible
 
@@ -167,7 +167,7 @@ def resolve_start(
         return experiment.config
     chosen = experiment or read_checkpoint(resume, text, arguments.set)
     if arguments.eval:
-        return chosen.evaluated()
+        return fill_from_run(chosen.evaluated(), text, resume)
     config = chosen.resumed(resume)
     if experiment is None:
         return config

@@ -167,8 +167,8 @@ class ModelConfig:
 
     detector: Literal["dino", "deformable_detr"]
     """The host."""
-    num_classes: int
-    """Foreground classes."""
+    num_classes: int | None
+    """Foreground classes; null: as many as the training annotations have."""
     hidden_dim: int = 256
     """Width of the transformer."""
     num_queries: int = 900
@@ -195,7 +195,9 @@ class ModelConfig:
     """The dynamic query budget; null for a fixed number of queries."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_classes", "hidden_dim", "num_queries")
+        require_positive(self, "hidden_dim", "num_queries")
+        classes = self.num_classes
+        require(classes is None or classes > 0, "num_classes", f"must be > 0 or null, got {classes}")
         require(self.hidden_dim % 4 == 0, "hidden_dim", f"must be divisible by 4, got {self.hidden_dim}")
         for name, divisor in (
             ("encoder.num_heads", self.encoder.num_heads),
@@ -225,6 +227,13 @@ class ModelConfig:
                     f"d3q.{name}",
                     f"{limit} exceeds num_queries {self.num_queries}, the rows of the query table",
                 )
+
+    @property
+    def class_count(self) -> int:
+        """num_classes, once it is resolved. Raises InvalidValueError before."""
+        if self.num_classes is None:
+            raise InvalidValueError("model.num_classes", "null, and no annotations are read here; give the number")
+        return self.num_classes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def _build_dino(config: Config) -> DINO:
     if model.denoising is not None:
         denoising = Denoising(
             hidden_dim=model.hidden_dim,
-            num_classes=model.num_classes,
+            num_classes=model.class_count,
             max_queries=config.fidelity.max_denoising_queries,
             **asdict(model.denoising),
         )
@@ -146,7 +146,7 @@ def _front_half(config: Config) -> FrontHalf:
             offset=model.position_encoding.offset,
         ),
         encoder=Encoder(layers, recompute=config.runtime.recompute == "layers"),
-        proposal_head=ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.num_classes),
+        proposal_head=ProposalHead(hidden_dim=model.hidden_dim, num_classes=model.class_count),
         query_budget=_build_budget(config),
         query_bucket=config.runtime.query_bucket,
         class_agnostic=model.class_agnostic_proposals,
@@ -199,7 +199,7 @@ def _prediction_heads(config: Config) -> PredictionHeads:
     return PredictionHeads(
         hidden_dim=config.model.hidden_dim,
         num_layers=config.model.decoder.num_layers,
-        num_logits=config.model.num_classes + no_object,
+        num_logits=config.model.class_count + no_object,
     )
 
 

@@ -18,62 +18,63 @@ Run it from the repository's root on an otherwise idle machine. docs/benchmarks.
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import new_file_argument
+from engine.commands.exit_codes import exit_code
 from engine.console import guard_console
-from ops import tune_allocation
-from scripts.benchmarks import (
-    data,
-    detectors,
-    evaluation,
-    growth,
-    harness,
-    match,
-    memory,
-    model,
-    operator,
-    prediction,
-    targets,
-    train,
-)
 
 PARTS = {
-    "ops": operator,
-    "model": model,
-    "train": train,
-    "grow": growth,
-    "detectors": detectors,
-    "memory": memory,
-    "match": match,
-    "targets": targets,
-    "data": data,
-    "eval": evaluation,
-    "predict": prediction,
+    "ops": "operator",
+    "model": "model",
+    "train": "train",
+    "grow": "growth",
+    "detectors": "detectors",
+    "memory": "memory",
+    "match": "match",
+    "targets": "targets",
+    "data": "data",
+    "eval": "evaluation",
+    "predict": "prediction",
 }
-"""Each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""
+"""Modules of scripts/benchmarks: each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     guard_console()
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure the part, and print and write its tables."""
+    import torch
+
+    from ops import tune_allocation
+    from scripts.benchmarks import harness
+
     tune_allocation()
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    options.threads = torch.get_num_threads()
     harness.report(options.part, options.measure(options), json_file=options.json)
-    return 0
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Only the part that is asked for is imported: torch takes seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
-    for name, module in PARTS.items():
-        summary = (module.__doc__ or "").splitlines()[0]
-        part = parts.add_parser(name, help=summary, description=module.__doc__)
-        part.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on CPUs")
+    parts = parser.add_subparsers(
+        dest="part", required=True, metavar="PART", help="one of the above; PART --help lists its options"
+    )
+    for name, module_name in PARTS.items():
+        if name not in arguments[:1]:
+            parts.add_parser(name)
+            continue
+        module = import_module(f"scripts.benchmarks.{module_name}")
+        part = parts.add_parser(name, description=module.__doc__)
+        part.add_argument("--threads", type=int, default=0, help="of torch, on CPUs (default: torch's choice)")
         part.add_argument("--repeats", type=int, default=5, help="of each timed piece; medians are reported")
         part.add_argument("--json", type=new_file_argument, help="file for the figures; it must not exist")
         module.add_options(part)

@@ -131,7 +131,7 @@ def calibrate_queries(options: argparse.Namespace) -> dict[str, dict[str, BinRes
     oracle = OracleBudget(fitted, dict(zip(first.image_ids.tolist(), counts.tolist(), strict=True)))
     protocol = get_protocol(config.evaluation.protocol, config.evaluation.max_detections)
     results = {
-        name: evaluate_by_count(found, objects, num_classes=config.model.num_classes, protocol=protocol)
+        name: evaluate_by_count(found, objects, num_classes=config.model.class_count, protocol=protocol)
         for name, found in (
             (CHECKPOINT, first),
             (CALIBRATED, bench.predict(fitted)),

@@ -118,8 +118,8 @@ def measure(config: Config, checkpoint: Checkpoint, path: Path) -> Measured:
     scores, diagrams = {}, {}
     for name, column in SCORES.items():
         records = list(image_records(found, objects, score_column=column))
-        metrics = detection_metrics(records, config.model.num_classes, protocol)
-        matches = match_records(records, config.model.num_classes, protocol)
+        metrics = detection_metrics(records, config.model.class_count, protocol)
+        matches = match_records(records, config.model.class_count, protocol)
         assert matches is not None  # there are images
         summary, diagrams[name] = metrics.summary(), metrics.reliability
         visible = matched_reliability(matches, 0, least_score=VISIBLE)

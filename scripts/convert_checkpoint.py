@@ -128,6 +128,7 @@ def convert_to_here(options: argparse.Namespace) -> None:
         state, prefix = strip_prefixes(foreign.state)
         foreign = replace(foreign, state=state)
     categories = choose_categories(options, config, foreign)
+    config = replace(config, model=replace(config.model, num_classes=len(categories)))
     detector = build_detector(config)
     if foreign is None:
         report = load_backbone(detector, options.file, config)
@@ -157,7 +158,8 @@ def convert_to_mmdetection(options: argparse.Namespace) -> None:
 
 
 def choose_categories(options: argparse.Namespace, config: Config, foreign: ForeignCheckpoint | None) -> list[str]:
-    """The given class names, or else the file's. Raises unless their number is the config's and they fit the file."""
+    """The given class names, or else the file's. Raises unless their number is the config's, if it has one, and they
+    fit the file."""
     given, expected = None, config.model.num_classes
     if options.annotations is not None:
         table = read_annotations(options.annotations, on_bad_annotation="skip", num_classes=expected)
@@ -170,7 +172,7 @@ def choose_categories(options: argparse.Namespace, config: Config, foreign: Fore
     names = given if given is not None else theirs
     if names is None:
         raise UsageError(f"{options.file} has no class names; give --categories A,B,... or --annotations JSON")
-    if len(names) != expected:
+    if expected is not None and len(names) != expected:
         raise CheckpointError(
             f"{options.file}: {len(names)} classes ({_first(names)}), but model.num_classes of {options.config} is "
             f"{expected}; give --set model.num_classes={len(names)}, or --reset-head and other --categories"

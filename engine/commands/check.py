@@ -19,7 +19,14 @@ from engine.checkpoints.folder_use import require_folder
 from engine.checkpoints.run_folder import Resumption, RunFolderError, lacking_space
 from engine.commands.exit_codes import UsageError, expected_errors
 from engine.commands.preflight import Part, Preflight, TrialError, try_step
-from engine.commands.setup import attention_on, compare_data, load_initial_weights, open_split, resolve_from_data
+from engine.commands.setup import (
+    attention_on,
+    compare_data,
+    load_initial_weights,
+    open_split,
+    resolve_classes,
+    resolve_from_data,
+)
 from engine.distributed.processes import Processes
 from engine.optim import build_optimizer
 from engine.trainer import checkpoint_bytes
@@ -47,6 +54,8 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
     training_set = next((split for split in splits if split.training), None)
     if training_set is not None:
         config = resolve_from_data(config, start if isinstance(start, Resumption) else None, training_set)
+    if config.model.num_classes is None:  # no data to take it from, which is an error already, and so no detector
+        return preflight.close()
     detector = build_detector(config)
     with preflight.part("weights") as part:
         part.say(_load_weights(config, start, detector, processes))
@@ -89,7 +98,8 @@ def _check_data(config: Config, processes: Processes, preflight: Preflight, *, f
             splits.append(dataset)
             scaled = describe_scaled(dataset.scaled_sizes(config.data.image_size), config.data.image_size)
             part.say("\n".join([str(dataset.statistics()), scaled, *dataset.remarks()]))
-            check_classes(dataset, config.model.num_classes)
+            config = resolve_classes(config, dataset)
+            check_classes(dataset, config.model.class_count)
     pixels = []
     for dataset in splits:
         findings = Findings()

@@ -131,7 +131,7 @@ def evaluate_batches(
     return evaluate_detector(
         predictions,
         objects,
-        num_classes=config.model.num_classes,
+        num_classes=config.model.class_count,
         protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
         processes=processes,
         picture_ids=picture_ids,

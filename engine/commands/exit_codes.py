@@ -4,9 +4,10 @@ import sys
 from collections.abc import Callable, Mapping
 
 from configs.loader import ConfigError
+from configs.schema import InvalidValueError
 from engine.distributed.signals import Interrupted
 
-EARLY_ERRORS: dict[type[Exception], int] = {ConfigError: 2, Interrupted: 75, MemoryError: 6}
+EARLY_ERRORS: dict[type[Exception], int] = {ConfigError: 2, InvalidValueError: 2, Interrupted: 75, MemoryError: 6}
 """Errors that can occur before torch is imported, which takes seconds"""
 
 

@@ -103,8 +103,8 @@ def load_predictor(
 def build_predictor(config: Config, checkpoint: Checkpoint, path: Path, processes: Processes) -> Predictor:
     """The detector of a config with the weights of a checkpoint."""
     names, ids = checkpoint.categories, checkpoint.category_ids
-    if len(names) != config.model.num_classes:
-        raise CheckpointError(f"{path}: names {len(names)} classes, but its detector has {config.model.num_classes}")
+    if len(names) != config.model.class_count:
+        raise CheckpointError(f"{path}: names {len(names)} classes, but its detector has {config.model.class_count}")
     remarks = []
     if not ids:
         ids = list(range(1, len(names) + 1))

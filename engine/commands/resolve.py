@@ -63,7 +63,10 @@ def read_file(file: Path, overrides: Sequence[str]) -> Experiment:
 
 def read_checkpoint(path: Path, text: str, overrides: Sequence[str]) -> Experiment:
     """The experiment that a checkpoint holds as text, with overrides. Raises ConfigError."""
-    return _read(lambda settings: parse_config(text, f"{path} (config)", settings, RULES), overrides, stem=path.stem)
+    experiment = _read(
+        lambda settings: parse_config(text, f"{path} (config)", settings, RULES), overrides, stem=path.stem
+    )
+    return replace(experiment, config=fill_from_run(experiment.config, text, path))
 
 
 def find_last(config: Config) -> Path | None:
@@ -78,16 +81,26 @@ def continue_config(config: Config, checkpoint_config: str, path: Path, *, allow
     Raises UsageError for differences that change the training, unless they are allowed.
     """
     earlier = fill_input_statistics(parse_config(checkpoint_config, f"{path} (config)", rules=RULES))
-    ours, theirs = config.model.d3q, earlier.model.d3q
-    if ours is not None and theirs is not None and ours.initial_density is None:
-        d3q = replace(ours, initial_density=theirs.initial_density)
-        config = replace(config, model=replace(config.model, d3q=d3q))
+    config = fill_from_run(config, checkpoint_config, path)
     if not allow_change and (differences := harmful_differences(config, earlier)):
         raise UsageError(
             f"{path} has another config; undo the change, start a run of its own in another runtime.output_dir, or "
             "resume with --allow-config-change:\n" + "\n".join(differences)
         )
     return config
+
+
+def fill_from_run(config: Config, checkpoint_config: str, path: Path) -> Config:
+    """The config with what the checkpoint's run resolved from its data, where it has null."""
+    model, d3q = config.model, config.model.d3q
+    if model.num_classes is not None and (d3q is None or d3q.initial_density is not None):
+        return config
+    earlier = parse_config(checkpoint_config, f"{path} (config)", rules=RULES).model
+    if model.num_classes is None:
+        model = replace(model, num_classes=earlier.num_classes)
+    if d3q is not None and d3q.initial_density is None and earlier.d3q is not None:
+        model = replace(model, d3q=replace(d3q, initial_density=earlier.d3q.initial_density))
+    return replace(config, model=model)
 
 
 def fill_input_statistics(config: Config) -> Config:

@@ -97,9 +97,11 @@ def open_splits(config: Config, processes: Processes) -> Splits:
 
     Raises DataError.
     """
-    training, validation = (open_split(config, processes, training=each) for each in (True, False))
+    training = open_split(config, processes, training=True)
+    config = resolve_classes(config, training)
+    validation = open_split(config, processes, training=False)
     for dataset in (training, validation):
-        check_classes(dataset, config.model.num_classes)
+        check_classes(dataset, config.model.class_count)
         check_same_data(dataset, processes)
     return Splits(training, validation, compare_data(config.model, training, validation))
 
@@ -153,13 +155,22 @@ def compare_data(
 def resolve_from_data(config: Config, start: Resumption | None, training_set: CocoDetection) -> Config:
     """The config with what follows from the training data, resolved once: a resumed run has it already.
 
-    model.d3q.initial_density is the mean density of the training set, unless a number is given.
+    model.num_classes is the number of its classes, and model.d3q.initial_density its mean density, unless a number is
+    given.
     """
+    config = resolve_classes(config, training_set)
     d3q = config.model.d3q
     if start is not None or d3q is None or d3q.initial_density is not None:
         return config
     density = mean_density(training_set, config.data, stride=config.model.backbone.out_strides[0])
     return replace(config, model=replace(config.model, d3q=replace(d3q, initial_density=density)))
+
+
+def resolve_classes(config: Config, dataset: CocoDetection) -> Config:
+    """The config with the data set's number of classes, unless a number is given."""
+    if config.model.num_classes is not None:
+        return config
+    return replace(config, model=replace(config.model, num_classes=len(dataset.categories)))
 
 
 def starting_model(config: Config, start: Resumption | None, processes: Processes) -> StartingModel:

@@ -120,7 +120,7 @@ def _measure(
         batch=batch,
         side=options.side,
         objects=options.objects,
-        num_classes=config.model.num_classes,
+        num_classes=config.model.class_count,
         device=device,
     )
     step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim), amp=config.runtime.amp)

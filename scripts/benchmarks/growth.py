@@ -74,7 +74,7 @@ def _encoder(config: Config, device: torch.device, options: argparse.Namespace) 
 def _parts(config: Config, device: torch.device, *, side: int, queries: list[int]) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     detector = build_detector(config).to(device).eval()
-    batch = random_batch(batch=1, side=side, objects=0, num_classes=config.model.num_classes, device=device)
+    batch = random_batch(batch=1, side=side, objects=0, num_classes=config.model.class_count, device=device)
     return detector_parts(detector, batch.images, batch.padding_mask, queries)
 
 
@@ -84,7 +84,7 @@ def _step_cost(config: Config, device: torch.device, options: argparse.Namespace
     detector = build_detector(config).to(device).train()
     step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim))
     batch = random_batch(
-        batch=images, side=options.side, objects=objects, num_classes=config.model.num_classes, device=device
+        batch=images, side=options.side, objects=objects, num_classes=config.model.class_count, device=device
     )
     step(batch)
     runs = [step(batch) for _ in range(options.repeats)]

@@ -62,7 +62,7 @@ def run_case(options: argparse.Namespace, objects: int) -> dict[str, Cell]:
 
     queries = expected_queries(config, [objects])[0]
     fix_queries(detector, queries)
-    classes = config.model.num_classes
+    classes = config.model.class_count
     batch = random_batch(batch=options.batch, side=options.side, objects=objects, num_classes=classes, device=device)
     step = Step(detector, build_criterion(config), build_optimizer(detector, config.optim), amp=config.runtime.amp)
     for _ in range(STEPS):

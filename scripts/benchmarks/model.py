@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
     config, device = load_experiment(options), torch.device(options.device)
     detector = build_detector(config).to(device).eval()
     batch = random_batch(
-        batch=options.batch, side=options.side, objects=0, num_classes=config.model.num_classes, device=device
+        batch=options.batch, side=options.side, objects=0, num_classes=config.model.class_count, device=device
     )
     memory = Table("peak memory of the whole")
     for count in options.queries:

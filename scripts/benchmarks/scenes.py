@@ -29,8 +29,10 @@ def add_scene_options(parser: argparse.ArgumentParser, *, side: int) -> None:
 
 
 def load_experiment(options: argparse.Namespace) -> Config:
-    """The experiment, without pretrained weights."""
-    return load_config(options.config, ["model.backbone.weights=null", *options.set], RULES)
+    """The experiment, without pretrained weights. Raises ConfigError, and InvalidValueError without num_classes."""
+    config = load_config(options.config, ["model.backbone.weights=null", *options.set], RULES)
+    _ = config.model.class_count  # refused here, not in a process of its own
+    return config
 
 
 def random_batch(*, batch: int, side: int, objects: int, num_classes: int, device: torch.device) -> Batch:

@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
             batch=options.batch,
             side=options.side,
             objects=objects,
-            num_classes=config.model.num_classes,
+            num_classes=config.model.class_count,
             device=device,
         )
         step(batch)

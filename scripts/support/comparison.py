@@ -120,7 +120,7 @@ def measure(paths: dict[str, Path], settings: Mapping[str, Sequence[str]]) -> di
         by_count = evaluate_by_count(
             gather_predictions(predictions, processes=processes),
             objects,
-            num_classes=config.model.num_classes,
+            num_classes=config.model.class_count,
             protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
         )
         results[name] = {

@@ -8,6 +8,7 @@ import pytest
 
 import main
 from configs.loader import dump_config
+from configs.schema import InvalidValueError
 from engine.checkpoints import run_folder
 from engine.checkpoints.run_folder import Resumption
 from engine.commands.resolve import read_checkpoint, read_file
@@ -86,3 +87,17 @@ def test_what_follows_from_data_is_resolved_once_and_then_frozen(experiment: Pat
     assert resolve_from_data(fresh, start, None) is fresh  # type: ignore[arg-type]
     with pytest.raises(FrozenInstanceError):
         fresh.model.d3q.initial_density = 1.0  # type: ignore[misc, union-attr]
+
+
+def test_a_config_takes_the_number_of_classes_from_the_checkpoint(experiment: Path, tmp_path: Path) -> None:
+    text, path = dump_config(read_file(experiment, []).config), tmp_path / "last.pth"
+    overrides = ["model.num_classes=null"]
+    ours = read_file(experiment, overrides).config
+    assert ours.model.num_classes is None
+    with pytest.raises(InvalidValueError, match=r"model\.num_classes: null"):
+        _ = ours.model.class_count
+    assert read_checkpoint(path, text, overrides).config.model.num_classes == 2
+    evaluated = main.parse_arguments(["--eval", "--config", str(experiment), "--resume", str(path)])
+    assert main.resolve_start(evaluated, read_file(experiment, overrides), path, text).model.num_classes == 2
+    resumed = main.parse_arguments(["--config", str(experiment), "--resume", str(path)])
+    assert main.resolve_start(resumed, read_file(experiment, overrides), path, text).model.num_classes == 2
