@@ -65,22 +65,27 @@ class Points:
 
 def join_errors(parts: Sequence[tuple[ImageRecord, ImageErrors]], num_classes: int) -> ErrorTable:
     """The images in the order given; ignored detections are left out."""
-    columns: list[list[Any]] = [[np.zeros(0, np.int64)] for _ in range(6)]
+    columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, dtype)] for name, dtype in _COLUMNS.items()}
     for record, errors in parts:
         kept = errors.types != IGNORED
         object_labels = record.gt_labels[errors.objects]
         rows, fixes = errors.rows[kept], errors.fixes[kept]
         fixed = np.where(fixes >= 0, object_labels[fixes], -1) if len(object_labels) else fixes
         values = (record.labels[rows], record.scores[rows], errors.types[kept], fixed, object_labels, errors.misses)
-        for column, value, dtype in zip(columns, values, _TYPES, strict=True):
-            column.append(value.astype(dtype))
-    joined: list[Any] = [
-        np.concatenate(column[1:] or column).astype(dtype) for column, dtype in zip(columns, _TYPES, strict=True)
-    ]
-    return ErrorTable(*joined, num_classes=num_classes)
+        for (name, dtype), value in zip(_COLUMNS.items(), values, strict=True):
+            columns[name].append(value.astype(dtype))
+    joined: dict[str, Any] = {name: np.concatenate(column) for name, column in columns.items()}
+    return ErrorTable(num_classes=num_classes, **joined)
 
 
-_TYPES = (np.int32, np.float64, np.int8, np.int32, np.int32, np.int8)
+_COLUMNS = {
+    "labels": np.int32,
+    "scores": np.float64,
+    "types": np.int8,
+    "fixed_labels": np.int32,
+    "object_labels": np.int32,
+    "misses": np.int8,
+}
 
 
 def as_detected(table: ErrorTable) -> Points:
