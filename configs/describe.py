@@ -65,7 +65,7 @@ def _type_name(hint: Any) -> str:
     if is_dataclass(hint):
         return "block"
     if get_origin(hint) is Literal:
-        return ", ".join(f"`{option}`" for option in get_args(hint))
+        return ", ".join(f"`{write_value(option)}`" for option in get_args(hint))
     if get_origin(hint) is tuple:
         names = ["..." if option is Ellipsis else _type_name(option) for option in get_args(hint)]
         return f"[{', '.join(names)}]"

@@ -197,7 +197,7 @@ class _Builder:
     def choice(self, options: Sequence[Any], tree: Tree, path: str) -> Any:
         if any(type(tree.content) is type(option) and tree.content == option for option in options):
             return tree.content
-        names = [str(option) for option in options]
+        names = [write_value(option) for option in options]
         suggestion = did_you_mean(str(tree.content), names)
         return self.fail(tree, path, f"expected one of {', '.join(names)}; got {show(tree)}{suggestion}")
 

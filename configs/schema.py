@@ -554,8 +554,10 @@ class Config:
     """Execution."""
     init_from: str | None = None
     """Checkpoint whose weights start the training; null for none."""
-    reset_head: bool = False
-    """With init_from: class heads of another size keep their initial values; otherwise they are an error."""
+    reset_head: Literal[False, True, "by_name"] = False
+    """With init_from: false makes class heads of another size an error; true: they keep their initial values. by_name:
+    so do all class heads and labels of the denoising, except the rows of classes with the same name in the
+    checkpoint."""
 
     def __post_init__(self) -> None:
         queries, bucket = self.model.num_queries, self.runtime.query_bucket

@@ -224,7 +224,7 @@ def load_weights(
     source: str,
     starts: bool = False,
     reset: bool = False,
-    remedy: str = "init_from with reset_head: true",
+    remedy: str = "init_from with reset_head: true (or by_name)",
 ) -> Loaded:
     """Copy a state dict into the detector; names and shapes must match.
 

@@ -18,11 +18,11 @@ from engine.checkpoints.checkpoint import CheckpointError, load_weights
 from engine.checkpoints.folder_use import require_folder
 from engine.checkpoints.run_folder import Resumption, RunFolderError, lacking_space
 from engine.commands.exit_codes import UsageError, expected_errors
+from engine.commands.initial_weights import load_initial_weights
 from engine.commands.preflight import Part, Preflight, TrialError, try_step
 from engine.commands.setup import (
     attention_on,
     compare_data,
-    load_initial_weights,
     open_split,
     resolve_classes,
     resolve_from_data,
@@ -58,7 +58,8 @@ def check(config: Config, start: Start, processes: Processes, *, full: bool) -> 
         return preflight.close()
     detector = build_detector(config)
     with preflight.part("weights") as part:
-        part.say(_load_weights(config, start, detector, processes))
+        classes = splits[0].categories if splits else ()
+        part.say(_load_weights(config, start, detector, classes, processes))
     with preflight.part("deformable attention") as part:
         part.say("\n".join(map(str, attention_on(devices_here(processes.device)))))
     with preflight.part("one training step") as part:
@@ -115,12 +116,14 @@ def _check_data(config: Config, processes: Processes, preflight: Preflight, *, f
     return splits
 
 
-def _load_weights(config: Config, start: Start, detector: nn.Module, processes: Processes) -> str:
+def _load_weights(
+    config: Config, start: Start, detector: nn.Module, classes: Sequence[str], processes: Processes
+) -> str:
     """Load the weights that the training starts from; returns where they came from. Raises CheckpointError."""
     if isinstance(start, CheckpointError):
         raise start
     if start is None:
-        return load_initial_weights(detector, config, processes)
+        return load_initial_weights(detector, config, processes, classes)
     load_weights(detector, start.checkpoint.model, source=str(start.path))
     start.checkpoint.require_training_state(start.path)
     try:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from configs.loader import dump_config
-from configs.paths import expand_path
 from configs.schema import Config, ModelConfig
 from datasets.build import build_dataset
 from datasets.checks import check_classes, check_query_limit, compare_splits
@@ -19,14 +18,14 @@ from datasets.findings import Findings
 from datasets.images.cache import available_bytes
 from datasets.images.duplicates import Digests
 from datasets.structures import DataError
-from engine.checkpoints.checkpoint import CheckpointError, load_checkpoint, load_weights
+from engine.checkpoints.checkpoint import CheckpointError, load_weights
 from engine.checkpoints.folder_use import same_folder
 from engine.checkpoints.run_folder import Resumption
 from engine.commands.exit_codes import UsageError
+from engine.commands.initial_weights import load_initial_weights
 from engine.commands.step_memory import estimate_training_step
 from engine.distributed.processes import (
     Processes,
-    any_process,
     gather_lines,
     gather_rows,
     processes_that_differ,
@@ -38,7 +37,6 @@ from engine.optim import WeightAverage
 from engine.runtime import FIRST_USE, accelerate, describe_room
 from engine.train import AUTOCAST_TYPES
 from engine.trainer import Trainer
-from models.backbones.weights import WeightsError, load_backbone_weights
 from models.build import build_detector
 from ops.report import Choice, describe_backend, together
 
@@ -173,11 +171,16 @@ def resolve_classes(config: Config, dataset: CocoDetection) -> Config:
     return replace(config, model=replace(config.model, num_classes=len(dataset.categories)))
 
 
-def starting_model(config: Config, start: Resumption | None, processes: Processes) -> StartingModel:
-    """Build the detector and load the weights that the training starts from."""
+def starting_model(
+    config: Config, start: Resumption | None, classes: Sequence[str], processes: Processes
+) -> StartingModel:
+    """Build the detector and load the weights that the training starts from.
+
+    classes   names of those of the training data
+    """
     detector = build_detector(config)
     if start is None:
-        origin = load_initial_weights(detector, config, processes)
+        origin = load_initial_weights(detector, config, processes, classes)
     else:
         load_weights(detector, start.checkpoint.model, source="--resume")
         origin = str(start.path)
@@ -187,33 +190,6 @@ def starting_model(config: Config, start: Resumption | None, processes: Processe
     for module in {model.detector, model.evaluated}:
         accelerate(module, config.runtime, device_type=processes.device.type)
     return model
-
-
-def load_initial_weights(detector: nn.Module, config: Config, processes: Processes) -> str:
-    """Load the weights of init_from, or of the backbone; returns where they came from."""
-    density = config.model.d3q and config.model.d3q.initial_density  # None in a check without training data
-    start = "" if density is None else f"; density {density:g} objects per cell"
-    if config.init_from is not None:
-        path = expand_path(config.init_from, "init_from")
-        state = load_checkpoint(path).best_weights
-        loaded = load_weights(detector, state, source=str(path), starts=True, reset=config.reset_head)
-        kept = [f"initial values kept in {len(loaded.initial)} tensors"] if loaded.initial else []
-        start = start if any(name.startswith("query_budget.") for name in loaded.initial) else ""
-        return "; ".join([str(path), *kept, *loaded.describe_tables()]) + start
-    backbone = config.model.backbone
-    if backbone.weights is None:
-        return f"random weights{start}"
-    weights = str(expand_path(backbone.weights, "model.backbone.weights"))
-    source, problem = "", None
-    for first_here in (True, False):  # the first process of a machine downloads, the rest of them find the file
-        if (processes.rank_here == 0) == first_here:
-            try:
-                source = load_backbone_weights(detector.backbone, name=backbone.name, weights=weights)  # type: ignore[arg-type]
-            except WeightsError as error:
-                problem = error
-        if any_process(problem is not None, processes):
-            raise problem or WeightsError("another process has no weights for the backbone; see its message")
-    return f"backbone {source}{start}"
 
 
 def begin(trainer: Trainer, start: Resumption | None, folder: Path) -> None:

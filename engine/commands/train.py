@@ -49,7 +49,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         require_same_data(start, splits.training)
     splits.findings.raise_errors()
     config = resolve_from_data(config, start, splits.training)  # the last change of the config
-    model = starting_model(config, start, processes)
+    model = starting_model(config, start, splits.training.categories, processes)
     on_gpu = processes.device.type == "cuda"
     place = {"rank": processes.rank, "world_size": processes.world_size}
     loader = build_train_loader(splits.training, config.data, **place, seed=runtime.seed, pin_memory=on_gpu)

@@ -135,6 +135,8 @@ def test_corrected_scores_need_a_softmax_and_a_background_with_weight() -> None:
         ("runtime.query_bucket=0", "runtime.query_bucket"),
         ("runtime.query_bucket=7", "runtime.query_bucket"),
         ("reset_head=true", "reset_head"),
+        ("reset_head=by_name", "reset_head"),
+        ("reset_head=by_class", "reset_head"),
     ],
 )
 def test_values_out_of_range_are_refused_at_their_key(override: str, path: str) -> None:

@@ -17,7 +17,7 @@ import torch
 import main
 from configs.loader import load_config
 from engine.checkpoints.checkpoint import load_checkpoint
-from engine.commands import setup
+from engine.commands import initial_weights
 from engine.distributed.processes import (
     Processes,
     any_process,
@@ -156,10 +156,10 @@ def failed_download(experiment: str, processes: Processes) -> list[object]:
         calls.append("download")
         raise WeightsError("cannot fetch")
 
-    setup.load_backbone_weights = download
+    initial_weights.load_backbone_weights = download
     config = load_config(Path(experiment), ["model.backbone.weights=IMAGENET1K_V1", "model.d3q.initial_density=0.1"])
     with pytest.raises(WeightsError) as raised:
-        setup.load_initial_weights(SimpleNamespace(backbone=None), config, processes)  # type: ignore[arg-type]
+        initial_weights.load_initial_weights(SimpleNamespace(backbone=None), config, processes)  # type: ignore[arg-type]
     return [*calls, str(raised.value)]
 
 
