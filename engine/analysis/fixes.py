@@ -64,7 +64,7 @@ class Points:
 
 
 def join_errors(parts: Sequence[tuple[ImageRecord, ImageErrors]], num_classes: int) -> ErrorTable:
-    """The images in the order given; ignored detections are left out."""
+    """The images in the order given; ignored detections are dropped."""
     columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, dtype)] for name, dtype in _COLUMNS.items()}
     for record, errors in parts:
         kept = errors.types != IGNORED

@@ -28,7 +28,7 @@ def rows_by_name(
     """The class tensors of a detector, with the checkpoint's rows of classes with the same name, and a line on them.
 
     own, state   state dicts of the detector and of the checkpoint `source`; tensors of one alone, or of another width,
-                 are left out
+                 are skipped
 
     Raises CheckpointError for a checkpoint without class names, or whose names are not those of its rows.
     """
