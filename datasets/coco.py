@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations.table import BadAnnotationPolicy, read_annotations
+from datasets.annotations.usable import clipped_corners, clipped_sizes, find_usable, owners_of
 from datasets.findings import Findings
 from datasets.images.cache import CacheTooLargeError, ImageCache
 from datasets.images.checks import check_places
@@ -20,9 +21,10 @@ from datasets.images.decode import MAX_PIXELS, ImageFile
 from datasets.images.hints import hint_for_path
 from datasets.images.orientation import ExifPolicy
 from datasets.images.rasters import RasterOptions, Stretch, read_whole
+from datasets.scaling import size_factors
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
-from datasets.transforms import Sample, Transform, resized_shape
+from datasets.transforms import Sample, Transform
 
 MANY_DROPPED = 0.1
 """Share of dropped objects above which a warning is given."""
@@ -85,7 +87,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             findings=findings,
         )
         self.skipped = self.table.skipped
-        self._usable, self.dropped = self._find_usable()
+        self._usable, self.dropped = find_usable(self.table)
         self.fixed = self.table.fixed | ({"clipped_box": clipped} if (clipped := self._count_clipped()) else {})
         usable_before = np.concatenate([[0], np.cumsum(self._usable)])
         usable_per_image = np.diff(usable_before[self.table.first_object])
@@ -123,7 +125,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         image_id = int(self.table.image_ids[position])
         sample = Sample(
             image=self.read_image(index),
-            boxes=torch.from_numpy(self._corners(position, usable).astype(np.float32)),
+            boxes=torch.from_numpy(clipped_corners(self.table, position, usable).astype(np.float32)),
             labels=torch.from_numpy(self.table.labels[usable]),
         )
         sample = self.transforms(sample, np.random.default_rng((self.seed, epoch, image_id)))
@@ -213,60 +215,21 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """Counts and sizes of the usable objects, clipped, before any transform."""
         return summarise(
             objects_per_image=self.objects_per_image,
-            box_sizes=self._usable_sizes(self._owners()),
+            box_sizes=clipped_sizes(self.table, owners_of(self.table, self._usable), self._usable),
             labels=self.table.labels[self._usable],
             categories=self.categories,
         )
 
     def scaled_sizes(self, size: tuple[int, int]) -> np.ndarray:
         """(N,) sqrt(w*h) of the usable objects, clipped, px of images fitted inside `size` (height, width)."""
-        kinds, kind_of = np.unique(self.table.sizes, axis=0, return_inverse=True)
-        shapes = np.array([resized_shape(height, width, size=size) for height, width in kinds.tolist()])
-        factors = np.sqrt((shapes / kinds).prod(axis=1))[kind_of.reshape(-1)]
-        owners = self._owners()
-        return np.sqrt(self._usable_sizes(owners).prod(axis=1)) * factors[owners]
-
-    def _owners(self) -> np.ndarray:
-        """(N,) places of the usable objects' images in the table."""
-        return np.repeat(np.arange(len(self.table.sizes)), np.diff(self.table.first_object))[self._usable]
-
-    def _usable_sizes(self, owners: np.ndarray) -> np.ndarray:
-        """(N, 2) width, height of the usable objects, clipped, px."""
-        corners = self._corners(owners, self._usable)
-        return corners[:, 2:] - corners[:, :2]
+        owners = owners_of(self.table, self._usable)
+        sizes = clipped_sizes(self.table, owners, self._usable)
+        return np.sqrt(sizes.prod(axis=1)) * size_factors(self.table.sizes, size=size)[owners]
 
     def _locate(self, index: int) -> tuple[int, slice]:
         """Position in the table and the image's objects there."""
         position = int(self._positions[index])
         return position, slice(*self.table.first_object[position : position + 2].tolist())
-
-    def _corners(self, positions: int | np.ndarray, objects: np.ndarray) -> np.ndarray:
-        """(N, 4) float64 xyxy px of the objects, clipped to their images, which are one or N."""
-        boxes, limits = self.table.boxes[objects], self.table.sizes[positions, ::-1]
-        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-        return np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)], axis=1)
-
-    def _find_usable(self) -> tuple[np.ndarray, dict[str, int]]:
-        """Usable objects, (N,) bool, and how many are not, by reason.
-
-        Source: mmdet CocoDataset.parse_data_info and Resize's clipping.
-        """
-        table = self.table
-        limits = np.repeat(table.sizes[:, ::-1], np.diff(table.first_object), axis=0)
-        low, size = table.boxes[:, :2], table.boxes[:, 2:]
-        reasons = {
-            "crowd": table.crowd,
-            "ignored": table.ignored,
-            "below_one_pixel": (size < 1).any(axis=1),
-            # A sliver below 0.01 px would have zero width in float32.
-            "outside_image": (np.minimum(low + size, limits) - np.maximum(low, 0) < 0.01).any(axis=1),
-        }
-        usable = np.ones(len(table.boxes), dtype=bool)
-        dropped = {}
-        for reason, found in reasons.items():
-            dropped[reason] = int((found & usable).sum())
-            usable &= ~found
-        return usable, {reason: count for reason, count in dropped.items() if count}
 
     def _warn_of_many_dropped(self, findings: Findings) -> None:
         """Warn when more than a tenth of the file's objects are unusable, for any reason."""

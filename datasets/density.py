@@ -6,8 +6,8 @@ from torch import Tensor
 from configs.schema import DataConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
+from datasets.scaling import resized_shape
 from datasets.structures import Batch, DataError, SampleKey, Target
-from datasets.transforms import resized_shape
 
 DENSITY_RANGE = (1e-4, 0.5)
 """Limits of `mean_density`; beyond them a sigmoid hardly learns."""

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from datasets.structures import DataError
+from datasets.errors import DataError
 
 Severity = Literal["error", "skipped", "fixed", "warning"]
 SHOWN, KEPT = 20, 100_000

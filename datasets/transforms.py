@@ -14,6 +14,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from datasets.scaling import resized_shape
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -43,15 +45,6 @@ def clip_boxes(boxes: Tensor, *, height: int, width: int) -> Tensor:
     """(N, 4) xyxy px -> the same, clipped to [0, width] x [0, height]."""
     limit = boxes.new_tensor([width, height, width, height])
     return boxes.clamp(min=0).minimum(limit)
-
-
-def resized_shape(height: int, width: int, *, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an image fitted inside `size` (unordered: long side to long side), ratio kept.
-
-    Source: mmcv.imrescale; a side never falls below 1 px.
-    """
-    scale = min(max(size) / max(height, width), min(size) / min(height, width))
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 class Compose:

@@ -24,9 +24,9 @@ from datasets.annotations.json_stream import (
 from datasets.annotations.objects import AnnotationIds, EntryReader
 from datasets.annotations.plausibility import check_areas, check_box_convention, count_repeats, recompute_zero_areas
 from datasets.annotations.validation import Categories, Images, read_categories, read_images
+from datasets.errors import DataError
 from datasets.findings import Findings
 from datasets.images.hints import hint_for_path
-from datasets.structures import DataError
 
 BadAnnotationPolicy = Literal["error", "skip"]
 PIECE = 64

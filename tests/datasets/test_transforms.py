@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.scaling import resized_shape
 from datasets.transforms import (
     ColorJitter,
     Compose,
@@ -20,7 +21,6 @@ from datasets.transforms import (
     Resize,
     Sample,
     Transform,
-    resized_shape,
 )
 
 SEEDS = range(25)

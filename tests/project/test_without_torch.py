@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.commands.exit_codes import EARLY_ERRORS, expected_errors
+from tests.support.tiny_run import write_experiment
 
 ROOT = Path(__file__).parents[2]
 SCENES = ["--config", "configs/dino_d3q_scenes.yaml"]
@@ -64,6 +65,13 @@ def test_scripts_that_need_no_torch_do_not_import_it(name: str) -> None:
     code, text, imported = started(f"scripts/{name}.py", "--help")
     assert (code, imported) == (0, [])
     assert "--out" in text
+
+
+def test_statistics_of_a_data_set_need_no_torch(tmp_path: Path) -> None:
+    experiment = write_experiment(tmp_path, train=[1], val=[2])
+    code, text, imported = started("scripts/dataset_stats.py", "--config", str(experiment))
+    assert (code, imported) == (0, [])
+    assert "to take the suggestion" in text
 
 
 def test_the_check_itself_sees_torch() -> None:
