@@ -29,6 +29,7 @@ from configs.paths import path_argument
 from configs.schema import Config
 from datasets.annotations.table import read_annotations
 from engine.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_checkpoint
+from engine.checkpoints.coco_names import coco91
 from engine.checkpoints.foreign import ForeignCheckpoint, read_foreign_checkpoint
 from engine.checkpoints.key_mapping import (
     CLASS_TENSORS,
@@ -98,7 +99,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="other values")
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--categories", metavar="A,B,...", help="class names in the order of the labels")
+    names.add_argument("--categories", metavar="A,B,...", help="class names in the order of the labels; coco91: COCO's")
     names.add_argument(
         "--annotations", type=path_argument, metavar="JSON", help="COCO file to take the class names from"
     )
@@ -165,7 +166,7 @@ def choose_categories(options: argparse.Namespace, config: Config, foreign: Fore
         table = read_annotations(options.annotations, on_bad_annotation="skip", num_classes=expected)
         given = list(table.categories)
     elif options.categories is not None:
-        given = [name.strip() for name in options.categories.split(",")]
+        given = coco91() if options.categories == "coco91" else [name.strip() for name in options.categories.split(",")]
         if "" in given or len(set(given)) != len(given):
             raise UsageError(f"--categories {options.categories}: expected different names, separated by commas")
     theirs = foreign.categories if foreign is not None else None

@@ -30,7 +30,7 @@ from engine.console import guard_console
 
 if TYPE_CHECKING:
     from configs.schema import Config
-    from scripts.support.data_statistics import Suggestion
+    from scripts.data_statistics.facts import Suggestion
 
 FILES = ("statistics.json", "statistics.png")
 
@@ -57,7 +57,7 @@ def show_statistics(options: argparse.Namespace) -> None:
         if (options.out / name).exists():
             raise UsageError(f"--out {options.out}: {name} exists; remove it or choose another folder")
     config = read_file(options.config, options.set).config
-    from scripts.support.data_statistics import read_split, suggest, summarise
+    from scripts.data_statistics.facts import read_split, suggest, summarise
 
     splits = {"train": read_split(config, training=True), "val": read_split(config, training=False)}
     suggestion = suggest(config, splits["train"])
@@ -68,7 +68,7 @@ def show_statistics(options: argparse.Namespace) -> None:
     print("\n".join(advice(config, suggestion, surplus)))
     if options.out is None:
         return
-    from scripts.support.statistics_plot import draw
+    from scripts.data_statistics.plot import draw
 
     suggested = {
         "image_size": suggestion.image_size,
@@ -113,7 +113,7 @@ def overview(figures: Mapping[str, Any]) -> Iterator[str]:
 
 def sizes(figures: Mapping[str, Any], config: Config) -> Iterator[str]:
     """A column per split for the image files, and one for the images as the network sees them."""
-    from scripts.support.data_statistics import BINS
+    from scripts.data_statistics.facts import BINS
 
     height, width = config.data.image_size
     columns = [(name, place) for name in figures for place in ("file", "scaled")]

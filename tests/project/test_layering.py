@@ -50,7 +50,7 @@ MAY_NEED = {
 # Optional extras, which the rest does without.
 GEO = ("datasets/images/windowed.py", "engine/prediction/georeference.py", "scripts/converters/geo.py")
 PLOTS = tuple(f"scripts/compare_{name}.py" for name in ("budgets", "counts", "scores"))
-PLOTS += ("scripts/support/statistics_plot.py",)
+PLOTS += ("scripts/data_statistics/plot.py",)
 OPTIONAL = {name: {"matplotlib"} for name in PLOTS} | {name: {"rasterio"} for name in GEO}
 
 FILES = [*sorted(path for name in OURS for path in (ROOT / name).rglob("*.py")), ROOT / "main.py", ROOT / "hubconf.py"]

@@ -1,5 +1,6 @@
 """The README's commands run, and files, folders and headings that the documents name exist."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -8,20 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from configs.loader import load_config
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    return [line.split(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+AITOD = (ROOT / "docs" / "aitod.md").read_text(encoding="utf-8")
+
+
+def commands(text: str = README) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text.replace("\\\n", " "), flags=re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def test_there_are_commands() -> None:
     assert len(commands()) >= 8
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [*commands(), *commands(AITOD)])
 def test_files_of_a_command_exist(command: str) -> None:
     made_by_the_user = ("runs/", "data/", ".venv/")
     for word in shlex.split(command):
@@ -36,6 +43,17 @@ def test_cheap_commands_run(command: str) -> None:
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "detector: dino" in done.stdout
+
+
+@pytest.mark.parametrize("command", [command for command in commands(AITOD) if ".py " in command])
+def test_commands_for_aitod_have_arguments_and_settings_that_exist(command: str) -> None:
+    words = shlex.split(command)
+    place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    module = importlib.import_module(words[place].removesuffix(".py").replace("/", "."))
+    parse = module.parse if hasattr(module, "parse") else module.parse_arguments
+    options = parse(words[place + 1 :])
+    if getattr(options, "config", None) is not None:
+        load_config(ROOT / options.config, options.set)
 
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

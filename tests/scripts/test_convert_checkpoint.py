@@ -208,6 +208,24 @@ def test_from_the_original_repositories(experiment: Path, capsys: pytest.Capture
     assert "box refinement" in capsys.readouterr().err
 
 
+def test_classes_of_coco(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """91 rows, label = category id; the label table of the published file has one row more."""
+    settings = [*BASELINE, "model.neck.bias=true", "model.num_classes=null"]
+    state = original_state(load_config(experiment, settings), num_classes=91, label_rows=92)
+    torch.save({"model": state}, "dino.pth")
+    arguments = ["dino.pth", "--from", "original", "--config", experiment, "--out", "here.pth"]
+    assert convert(*arguments, "--categories", "coco91", "--set", *settings) == 0
+    checkpoint = load_checkpoint(Path("here.pth"))
+    names = checkpoint.categories
+    assert [names[label] for label in (0, 1, 5, 13, 44, 62, 72, 90)] == [
+        *("unused 0", "person", "airplane", "stop sign", "bottle", "chair", "tv", "toothbrush")
+    ]
+    assert len(set(names)) == 91
+    assert sum(name.startswith("unused ") for name in names) == 11
+    assert len(checkpoint.model["proposal_head.classifier.bias"]) == 91
+    assert "  num_classes: 91\n" in checkpoint.config
+
+
 def test_a_backbone_takes_the_way_of_backbone_weights(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in detector_state(experiment).items() if k.startswith(prefix)}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config
-from scripts.support.data_statistics import BINS, HARDLY_VISIBLE, SplitFacts, Suggestion
+from scripts.data_statistics.facts import BINS, HARDLY_VISIBLE, SplitFacts, Suggestion
 
 BLUE, PALE, ORANGE, GREY = "#4f7ea6", "#9db4c8", "#d9822b", "#777777"
 SHOWN = 15
