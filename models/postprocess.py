@@ -68,7 +68,7 @@ class PostProcess:
             pixels = pixels.clamp(min=0).minimum(factor)
             (height, width), (original_height, original_width) = sizes[i], original_sizes[i]
             scale = pixels.new_tensor([original_width / width, original_height / height]).repeat(2)
-            detections.append(Detections(pixels * scale, scores, labels, corrected, objects))
+            detections.append(Detections(pixels * scale, scores, labels, corrected, objects, query))
         return detections
 
     def _rank(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

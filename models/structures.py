@@ -232,13 +232,16 @@ class Detections:
     """(N,) in [0, 1], `models.postprocess.corrected_logits`; None for sigmoid heads"""
     object_probability: Tensor | None = None
     """(N,) corrected probability of an object of any class: its sum is the expected number of objects; None as above"""
+    queries: Tensor | None = None
+    """(N,) int64 query that each one comes from; None where the queries of several images or tiles were merged"""
 
     def to(self, device: torch.device | str) -> "Detections":
-        corrected, objects = self.corrected_scores, self.object_probability
+        corrected, objects, queries = self.corrected_scores, self.object_probability, self.queries
         return Detections(
             self.boxes.to(device),
             self.scores.to(device),
             self.labels.to(device),
             None if corrected is None else corrected.to(device),
             None if objects is None else objects.to(device),
+            None if queries is None else queries.to(device),
         )

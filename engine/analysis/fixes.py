@@ -8,7 +8,7 @@ the classes that have objects and, after the fix, anything left to measure.
 Source: Bolya et al., TIDE, ECCV 2020.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,18 +63,20 @@ class Points:
     """(K,) per class"""
 
 
-def join_errors(parts: Sequence[tuple[ImageRecord, ImageErrors]], num_classes: int) -> ErrorTable:
-    """The images in the order given; ignored detections are dropped."""
-    columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, dtype)] for name, dtype in _COLUMNS.items()}
-    for record, errors in parts:
-        kept = errors.types != IGNORED
-        object_labels = record.gt_labels[errors.objects]
-        rows, fixes = errors.rows[kept], errors.fixes[kept]
-        fixed = np.where(fixes >= 0, object_labels[fixes], -1) if len(object_labels) else fixes
-        values = (record.labels[rows], record.scores[rows], errors.types[kept], fixed, object_labels, errors.misses)
-        for (name, dtype), value in zip(_COLUMNS.items(), values, strict=True):
-            columns[name].append(value.astype(dtype))
-    joined: dict[str, Any] = {name: np.concatenate(column) for name, column in columns.items()}
+def error_columns(record: ImageRecord, errors: ImageErrors) -> dict[str, np.ndarray]:
+    """The columns of an `ErrorTable` for one image; ignored detections are dropped."""
+    kept = errors.types != IGNORED
+    object_labels = record.gt_labels[errors.objects]
+    rows, fixes = errors.rows[kept], errors.fixes[kept]
+    fixed = np.where(fixes >= 0, object_labels[fixes], -1) if len(object_labels) else fixes
+    values = (record.labels[rows], record.scores[rows], errors.types[kept], fixed, object_labels, errors.misses)
+    return {name: value.astype(dtype) for (name, dtype), value in zip(_COLUMNS.items(), values, strict=True)}
+
+
+def join_errors(parts: Sequence[Mapping[str, np.ndarray]], num_classes: int) -> ErrorTable:
+    """One table of the columns of many images, in the order given."""
+    nothing: list[Mapping[str, np.ndarray]] = [{name: np.zeros(0, dtype) for name, dtype in _COLUMNS.items()}]
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts or nothing]) for name in _COLUMNS}
     return ErrorTable(num_classes=num_classes, **joined)
 
 
@@ -94,14 +96,14 @@ def as_detected(table: ErrorTable) -> Points:
     return Points(table.labels, table.scores, table.types == CORRECT, objects)
 
 
-def average_precisions(points: Points, recall_thresholds: FloatArray) -> FloatArray:
-    """(K,) AP per class; NaN for a class with neither objects nor detections, 0 for one without objects."""
-    precision = np.full(len(points.objects), np.nan)
+def precision_curves(points: Points, recall_thresholds: FloatArray) -> FloatArray:
+    """(K, R) precision of each class at each recall; NaN without objects and detections, 0 without objects alone."""
+    curves = np.full((len(points.objects), len(recall_thresholds)), np.nan)
     for label, correct in enumerate(_by_class(points)):
         objects = int(points.objects[label])
         if objects or len(correct):
-            precision[label] = precision_curve(correct, objects, recall_thresholds).mean() if objects else 0.0
-    return precision
+            curves[label] = precision_curve(correct, objects, recall_thresholds) if objects else 0.0
+    return curves
 
 
 def precision_curve(correct: BoolArray, objects: int, recall_thresholds: FloatArray) -> FloatArray:
@@ -115,7 +117,7 @@ def precision_curve(correct: BoolArray, objects: int, recall_thresholds: FloatAr
 
 def mean_precision(points: Points, counted: BoolArray, recall_thresholds: FloatArray) -> float:
     """Mean AP of the classes that count, (K,) bool, as far as there is anything left to measure; NaN without any."""
-    precision = average_precisions(points, recall_thresholds)[counted]
+    precision = precision_curves(points, recall_thresholds).mean(axis=1)[counted]
     precision = precision[~np.isnan(precision)]
     return float(precision.mean()) if len(precision) else np.nan
 

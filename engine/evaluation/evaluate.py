@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from datasets.structures import Batch, GroundTruth
+from engine.analysis.causes import QueryStarts
 from engine.distributed.processes import Processes, gather_rows
 from engine.metrics.average_precision import DetectionMetrics, EvaluationProtocol, ImageRecord, detection_metrics
 from engine.metrics.counting import count_metrics
 from engine.runtime import peak_memory_mb
 from engine.step_errors import NonFiniteLossError
 from engine.train import autocast
+from models.structures import Detections, DetectorOutput
 
 SCORE, CORRECTED_SCORE = 4, 6
 """Columns of `GatheredPredictions.detections`"""
@@ -45,6 +47,8 @@ class ImagePrediction:
     """(N,) see `Detections`; None as above"""
     expected_count: float | None = None
     """Sum of the corrected probabilities of an object over all queries; None as above"""
+    query_starts: QueryStarts | None = None
+    """Where the analysis asks for them"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +110,12 @@ def predict_batches(
     *,
     device: torch.device,
     amp: str,
+    record_queries: Callable[[DetectorOutput, int, tuple[int, int], Detections], QueryStarts] | None = None,
 ) -> Iterator[tuple[list[ImagePrediction], float]]:
-    """Predictions on the CPU and seconds, batch by batch."""
+    """Predictions on the CPU and seconds, batch by batch.
+
+    record_queries   output, image of the batch, (H, W) of its file, its detections -> where the queries started
+    """
     detector.eval()
     for batch in batches:
         start = time.perf_counter()
@@ -133,6 +141,9 @@ def predict_batches(
                     object_probability=None if found.object_probability is None else found.object_probability.cpu(),
                     expected_count=(
                         None if found.object_probability is None else float(found.object_probability.double().sum())
+                    ),
+                    query_starts=(
+                        None if record_queries is None else record_queries(output, i, target.original_size, found)
                     ),
                 )
                 for i, (target, found) in enumerate(zip(batch.targets, detections, strict=True))

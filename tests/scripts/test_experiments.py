@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import main
-from scripts import compare_budgets, compare_counts, measure_departures
+from scripts import compare_budgets, compare_counts
+from scripts.benchmarks import departures
 from scripts.support import comparison
 from tests.support.tiny_run import write_experiment
 
@@ -82,7 +83,7 @@ def test_a_cell_has_the_mean_and_the_range_of_the_seeds() -> None:
 
 
 def test_departures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert measure_departures.main(["--resume", str(folder / "runs" / "d3q_seed3" / "best.pth")]) == 0
+    assert departures.main(["--resume", str(folder / "runs" / "d3q_seed3" / "best.pth")]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines if line.startswith("|")}
     assert float(rows["published"][1]) > 0
@@ -97,5 +98,5 @@ def test_departures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_departures_of_a_baseline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert measure_departures.main(["--resume", str(folder / "runs" / "fixed_100_seed3" / "best.pth")]) == 2
+    assert departures.main(["--resume", str(folder / "runs" / "fixed_100_seed3" / "best.pth")]) == 2
     assert "not a DINO + D3Q" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from engine.analysis.errors import (
     ImageErrors,
     find_errors,
 )
-from engine.analysis.fixes import KINDS, SPECIAL, delta_precisions, join_errors
+from engine.analysis.fixes import KINDS, SPECIAL, delta_precisions, error_columns, join_errors
 from engine.metrics.average_precision import ImageRecord, detection_metrics
 from tests.engine.metrics.test_average_precision import PLAIN, record
 from tests.support.tide_reference import FILE, SETTINGS, random_records, tide_numbers
@@ -39,7 +39,7 @@ def analysed(image: ImageRecord, limit: int = 100) -> ImageErrors:
 
 
 def gains(records: list[ImageRecord], classes: int, recalls: np.ndarray = TENTHS) -> dict[str, float]:
-    return delta_precisions(join_errors([(each, analysed(each)) for each in records], classes), recalls)
+    return delta_precisions(join_errors([error_columns(each, analysed(each)) for each in records], classes), recalls)
 
 
 BOX, NEAR, FAR = (10, 10, 10, 10), (14, 10, 10, 10), (50, 50, 10, 10)
@@ -135,7 +135,9 @@ def test_types_sum_to_all_false_positives_and_to_all_misses(seed: int) -> None:
         assert set(found.fixes[found.fixes >= 0]) == set(
             np.flatnonzero((found.misses > FOUND) & (found.misses < MISSED))
         )
-    dap = delta_precisions(join_errors(parts, 3), np.array(protocol.recall_thresholds))
+    dap = delta_precisions(
+        join_errors([error_columns(*part) for part in parts], 3), np.array(protocol.recall_thresholds)
+    )
     assert dap["AP"] == pytest.approx(metrics.summary()["mAP_50"], abs=1e-12)
 
 

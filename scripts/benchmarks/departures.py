@@ -1,7 +1,7 @@
 """Measure the effects of departures from the published code: the tables of docs/fidelity.md.
 
-python scripts/measure_departures.py                            density targets of crowds
-python scripts/measure_departures.py --resume runs/X/best.pth   and with a trained DINO + D3Q: switches, padding
+python -m scripts.benchmarks.departures                            density targets of crowds
+python -m scripts.benchmarks.departures --resume runs/X/best.pth   and with a trained DINO + D3Q: switches, padding
 """
 
 import argparse
@@ -16,8 +16,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import path_argument
 from configs.schema import Config

@@ -1,0 +1,1 @@
+"""The page that shows an analysis: one HTML file that needs nothing else."""
