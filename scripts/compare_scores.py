@@ -7,6 +7,8 @@ map, by the expected count, and by detections above a score: mean over the check
 the reliability diagram of all detections; it needs matplotlib (pip install -e '.[plots]').
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,26 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import new_file_argument, path_argument
 from configs.schema import Config
-from engine.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
 from engine.commands.exit_codes import UsageError, exit_code
 from engine.commands.resolve import read_checkpoint
-from engine.commands.setup import start_runtime
 from engine.console import guard_console
-from engine.evaluation.evaluate import (
-    CORRECTED_SCORE,
-    SCORE,
-    GatheredPredictions,
-    gather_predictions,
-    image_records,
-    object_counts,
-    predict_batches,
-)
 from engine.metrics.average_precision import detection_metrics, get_protocol, match_records
 from engine.metrics.reliability import BINS, Reliability, joined, matched_reliability, operating_point
-from models.build import build_postprocess
 
-SCORES = {"published": SCORE, "corrected": CORRECTED_SCORE}
+if TYPE_CHECKING:
+    from engine.checkpoints.checkpoint import Checkpoint
+    from engine.evaluation.evaluate import GatheredPredictions
+
+SCORES = ("published", "corrected")
 THRESHOLDS = (0.25, 0.35, 0.5)
 COUNTING = 0.5
 VISIBLE = 0.1
@@ -71,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Measure all checkpoints, print the tables, and write what was asked for."""
+    from engine.checkpoints.checkpoint import load_checkpoint
+
     checkpoints = {path: load_checkpoint(path) for path in options.resume}
     configs = {path: config_of(path, checkpoint, options.set) for path, checkpoint in checkpoints.items()}
     check_same_images(configs)
@@ -106,6 +101,11 @@ def check_same_images(configs: Mapping[Path, Config]) -> None:
 
 def measure(config: Config, checkpoint: Checkpoint, path: Path) -> Measured:
     """Evaluate once, and read the result with both scores."""
+    from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
+    from engine.commands.setup import start_runtime
+    from engine.evaluation.evaluate import gather_predictions, image_records, object_counts, predict_batches
+    from models.build import build_postprocess
+
     processes = start_runtime(config)
     dataset, detector = build_trained(config, checkpoint, path, processes)
     batches = under_progress(evaluation_loader(config.data, dataset, processes), processes)
@@ -116,7 +116,7 @@ def measure(config: Config, checkpoint: Checkpoint, path: Path) -> Measured:
     objects = [dataset.ground_truth(i) for i in range(len(dataset))]
     protocol = get_protocol(config.evaluation.protocol, config.evaluation.max_detections)
     scores, diagrams = {}, {}
-    for name, column in SCORES.items():
+    for name, column in score_columns().items():
         records = list(image_records(found, objects, score_column=column))
         metrics = detection_metrics(records, config.model.class_count, protocol)
         matches = match_records(records, config.model.class_count, protocol)
@@ -133,11 +133,18 @@ def measure(config: Config, checkpoint: Checkpoint, path: Path) -> Measured:
     return Measured(scores, dict(count_errors(found, object_counts(found, objects))), diagrams)
 
 
+def score_columns() -> dict[str, int]:
+    """Columns of `GatheredPredictions.detections`."""
+    from engine.evaluation.evaluate import CORRECTED_SCORE, SCORE
+
+    return dict(zip(SCORES, (SCORE, CORRECTED_SCORE), strict=True))
+
+
 def count_errors(found: GatheredPredictions, annotated: np.ndarray) -> Iterator[tuple[str, Figures]]:
     """MAE and bias over the images of every way of counting that the detector has."""
     estimates = {"density": found.predicted_counts, "expected count": found.expected_counts}
     spans = list(zip(found.first_detection.tolist(), found.num_detections.tolist(), strict=True))
-    for name, column in SCORES.items():
+    for name, column in score_columns().items():
         shown = found.detections[:, column] >= COUNTING
         estimates[f"{name} scores of at least {COUNTING:g}"] = np.array([shown[a : a + n].sum() for a, n in spans])
     for name, estimate in estimates.items():

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from datasets.errors import DataError
 from datasets.findings import Findings, one_line
 from datasets.images.decode import ImageFile, ImageTraits
 from datasets.images.duplicates import report_same_files
 from datasets.images.folders import Folders, Listing
 from datasets.images.hints import NameHints
 from datasets.images.rasters import RasterOptions, inspect_whole, read_whole
-from datasets.structures import DataError
 
 PLAIN_MODES = ("RGB", "L")
 

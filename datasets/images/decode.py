@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from datasets.errors import DataError
 from datasets.findings import one_line
 from datasets.images.orientation import ExifPolicy, Frame, choose_frame, into_frame, read_orientation, stored_size
 from datasets.images.pixel_format import PixelFormat, read_pixel_format
-from datasets.structures import DataError
 
 MAX_PIXELS = 89_478_485
 """Default limit of an image: a quarter of a gigabyte, where Pillow begins to warn of decompression bombs."""

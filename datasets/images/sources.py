@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from datasets.errors import DataError
 from datasets.images.decode import ImageFile
-from datasets.structures import DataError
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".jp2", ".j2k"]

@@ -1,5 +1,7 @@
 """Trainings that are compared: run them, measure the detectors in turn, write the table of means and ranges."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -8,20 +10,19 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from configs.paths import escape_path
-from engine.checkpoints.checkpoint import load_checkpoint
-from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
 from engine.commands.exit_codes import UsageError
 from engine.commands.resolve import read_checkpoint
-from engine.commands.setup import start_runtime
-from engine.evaluation.by_count import BinResult, evaluate_by_count
-from engine.evaluation.evaluate import ImagePrediction, gather_predictions, predict_batches
-from engine.metrics.average_precision import get_protocol
 from engine.metrics.counting import COUNT_BINS
-from models.build import build_postprocess
+from engine.metrics.protocols import get_protocol
+
+if TYPE_CHECKING:
+    from engine.evaluation.by_count import BinResult
+    from engine.evaluation.evaluate import ImagePrediction
 
 # count bin -> value by column
 Measured = dict[str, dict[str, float | None]]
@@ -101,6 +102,13 @@ def measure_runs(
 def measure(paths: dict[str, Path], settings: Mapping[str, Sequence[str]]) -> dict[str, Measured]:
     """Measure every validation image alone, on one thread, the detectors in turn, so that slow moments affect them
     all."""
+    from engine.checkpoints.checkpoint import load_checkpoint
+    from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
+    from engine.commands.setup import start_runtime
+    from engine.evaluation.by_count import evaluate_by_count
+    from engine.evaluation.evaluate import gather_predictions, predict_batches
+    from models.build import build_postprocess
+
     streams = []
     for name, path in paths.items():
         checkpoint = load_checkpoint(path)

@@ -9,11 +9,12 @@ import pytest
 
 import main
 from configs.loader import load_config
+from engine.evaluation.by_count import BinResult
 from engine.metrics.counting import COUNT_BINS
 from scripts import calibrate_queries
 from tests.support.tiny_run import write_experiment
 
-Results = dict[str, dict[str, calibrate_queries.BinResult]]
+Results = dict[str, dict[str, BinResult]]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_fragment_and_printed_line_give_the_printed_numbers(
     assert fragment.read_text().startswith("# Fitted by scripts/calibrate_queries.py")
 
 
-def compare(results: dict[str, calibrate_queries.BinResult], folder: Path) -> None:
+def compare(results: dict[str, BinResult], folder: Path) -> None:
     counts, detection = counts_of(folder), detection_of(folder)
     assert (results["all"].coverage, results["all"].mean_queries) == (counts["coverage"], counts["mean_queries"])
     assert results["all"].average_precision == detection["mAP"]
