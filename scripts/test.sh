@@ -17,8 +17,8 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null
 bash scripts/setup.sh
 python=${D3Q_PYTHON:-.venv/bin/python}
 
-# For the tests of the extra `geo`, and to validate GeoJSON.
-for package in rasterio geojson; do
+# For the tests of the extra `geo`, to validate GeoJSON, and for those of a page in a browser.
+for package in rasterio geojson selenium; do
     "$python" -c "import $package" 2> /dev/null ||
         "$python" -m pip --disable-pip-version-check install --quiet -c scripts/constraints.txt "$package" ||
         echo "test: no $package; the tests that need it are skipped" >&2
