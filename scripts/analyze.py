@@ -12,6 +12,7 @@ Exit codes: those of main.py.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +134,8 @@ def subject_of_files(options: argparse.Namespace) -> "Subject":
     except (KeyError, TypeError) as error:
         raise DataError(f"{options.annotations}: {explained(error)}") from None
 
+    times = Counter(names.values())
+
     def read(index: int) -> "Image.Image":
         name, size = images[records[index].image_id]
         entry = f"{options.annotations}: image {records[index].image_id}"
@@ -140,7 +143,7 @@ def subject_of_files(options: argparse.Namespace) -> "Subject":
 
     return Subject(
         records=records,
-        class_names=[names[category_id] for category_id in category_ids],
+        class_names=[f"{names[each]} ({each})" if times[names[each]] > 1 else names[each] for each in category_ids],
         protocol=get_protocol(options.protocol or "aitod", options.max_detections),
         score_threshold=0.3 if options.score is None else options.score,
         title=options.results.name,

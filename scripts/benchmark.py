@@ -10,6 +10,7 @@
     python scripts/benchmark.py targets                  density targets, against the published loop
     python scripts/benchmark.py data                     reading images, and a large annotation file with its workers
     python scripts/benchmark.py eval                     the metrics at AI-TOD's density, against pycocotools
+    python scripts/benchmark.py analysis                 error types and causes at AI-TOD's density
     python scripts/benchmark.py predict --resume X --data D   a mosaic in tiles, against its images alone
     python scripts/benchmark.py ops --json ops.json      the table as data too
 
@@ -38,6 +39,7 @@ PARTS = {
     "targets": "targets",
     "data": "data",
     "eval": "evaluation",
+    "analysis": "analysis",
     "predict": "prediction",
 }
 """Modules of scripts/benchmarks: each has a docstring, `add_options(parser)` and `measure(options) -> tables`."""

@@ -187,6 +187,13 @@ def test_one_class(files: Path) -> None:
     assert figures(files / "out")["confusion"] == [[1, 0], [2, 0]]
 
 
+def test_classes_of_the_same_name(files: Path) -> None:
+    changed(files, categories=[{"id": 1, "name": "car"}, {"id": 2, "name": "car"}])
+    assert of_files(files) == 0
+    groups = figures(files / "out")["causes"]["by_class"]
+    assert {name: group["objects"] for name, group in groups.items()} == {"car (1)": 2, "car (2)": 1}
+
+
 BAD: dict[str, tuple[Any, int, str]] = {
     "NaN score": ([HIT | {"score": float("nan")}], 3, r"found\.json: detection 0: score nan is not a number"),
     "unknown image": ([HIT | {"image_id": 77}], 3, r"found\.json: detection 0 has image_id 77, which the annotation"),

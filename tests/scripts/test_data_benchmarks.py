@@ -20,6 +20,12 @@ def test_evaluation_agrees_with_pycocotools(tmp_path: Path) -> None:
     assert [row["difference"] for row in comparison] == [0, 0]
 
 
+def test_the_analysis_of_simulated_errors(tmp_path: Path) -> None:
+    ((row,),) = tables("analysis", tmp_path, "--images", "3", "--detections", "50")
+    assert row["detections"] == 150
+    assert 0 < row["missed"] < row["objects"]
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's files")
 def test_data_opens_the_simulated_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "FETCHED", 100)

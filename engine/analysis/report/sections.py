@@ -22,6 +22,7 @@ from engine.analysis.summary import OFFSET_BINS
 Record = Mapping[str, Any]
 MOST_CLASSES = 20
 """Classes of a confusion matrix; more cannot be read"""
+PROTOCOLS = {"aitod": "AI-TOD", "coco": "COCO"}
 ORACLE_TEXTS = {
     "as detected": ("As detected", ""),
     "counts": ("Perfect counts", "no budget too small"),
@@ -221,9 +222,9 @@ def classes(record: Record) -> str:
         above = "<h3>Published <small>AP on AI-TOD-v2 test, by the authors</small></h3>"
         note = "Other images than these, unless you evaluate AI-TOD-v2: to compare training setups, not runs."
         beside = f'<aside class="published">{above}<ul>{published}</ul><p>{note}</p></aside>'
-    summary = table(
-        ["metric", "%"], known, caption=f"Protocol {record['protocol']}, {record['max_detections']:,} detections"
-    )
+    protocol = PROTOCOLS.get(record["protocol"], record["protocol"])
+    caption = f"{protocol} protocol, {record['max_detections']:,} detections"
+    summary = table(["metric", "%"], known, caption=caption)
     return f'{detail}<div class="columns">{summary}{beside}</div>{confusion(record)}'
 
 
@@ -254,5 +255,5 @@ def _cell(count: int, whole: int, diagonal: bool) -> str:
     if not whole or not count:
         return '<td class="zero">·</td>'
     part = count / whole
-    kind = "hit" if diagonal else "miss"
-    return f'<td class="{kind}" style="--share:{part:.3f}" title="{count:,} objects">{100 * part:.0f}</td>'
+    kind, text = "hit" if diagonal else "miss", f"{100 * part:.0f}" if part >= 0.005 else "&lt;1"
+    return f'<td class="{kind}" style="--share:{part:.3f}" title="{count:,} objects">{text}</td>'
