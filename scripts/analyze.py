@@ -142,7 +142,7 @@ def subject_of_files(options: argparse.Namespace) -> "Subject":
         return read_image(ImageFile(options.images / name, size=size, entry=entry))
 
     return Subject(
-        records=records,
+        records=lambda indices: (records[i] for i in indices),
         class_names=[f"{names[each]} ({each})" if times[names[each]] > 1 else names[each] for each in category_ids],
         protocol=get_protocol(options.protocol or "aitod", options.max_detections),
         score_threshold=0.3 if options.score is None else options.score,

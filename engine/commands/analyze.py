@@ -69,15 +69,17 @@ class Extras:
 class Subject:
     """What is analysed."""
 
-    records: Sequence[ImageRecord]
+    records: Callable[[Iterable[int]], Iterator[ImageRecord]]
+    """Indices of images -> their records, made anew: all together they would be the largest arrays"""
     class_names: Sequence[str]
     protocol: EvaluationProtocol
     score_threshold: float
     title: str
     subtitle: str
     read_image: Callable[[int], Image.Image] | None
-    """Index of a record -> its image; None without images"""
+    """Index of an image -> its pixels; None without images"""
     image_names: Sequence[str]
+    """Of all images"""
     extras: Extras = field(default_factory=Extras)
     counts: Mapping[str, float] | None = None
     """From `count_metrics`"""
@@ -110,7 +112,7 @@ def analyze_checkpoint(
     order = [place[each.image_id] for each in objects]  # of the data set, not of the ids
     progress = f"{checkpoint.progress}, " if checkpoint.progress.step else ""  # a stripped checkpoint has none
     subject = Subject(
-        records=list(image_records(found, objects)),
+        records=lambda indices: image_records(found, [objects[i] for i in indices]),
         class_names=dataset.categories,
         protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
         score_threshold=config.evaluation.gallery_score,
@@ -131,15 +133,16 @@ def analyze(subject: Subject, folder: Path, *, images: int) -> dict[str, Any]:
 
     images   most images of the page
     """
+    every = range(len(subject.image_names))
+    metrics = detection_metrics(subject.records(every), len(subject.class_names), subject.protocol)
     builder = AtlasBuilder(
         num_classes=len(subject.class_names),
         max_detections=subject.protocol.max_detections[-1],
         score_threshold=subject.score_threshold,
     )
-    for record in subject.records:
+    for record in subject.records(every):
         builder.add(record, subject.extras.starts.get(record.image_id))
     atlas = builder.finish()
-    metrics = detection_metrics(subject.records, len(subject.class_names), subject.protocol)
     counts = None if subject.counts is None else {k: v if math.isfinite(v) else None for k, v in subject.counts.items()}
     per_image = _image_rows(subject, atlas)
     analysis = analysis_record(atlas, metrics, subject.class_names) | {
@@ -162,9 +165,9 @@ def analyze(subject: Subject, folder: Path, *, images: int) -> dict[str, Any]:
 def _shown(subject: Subject, atlas: Atlas, builder: AtlasBuilder, wanted: int) -> list[Shown]:
     estimate = subject.per_image.get("by_density")
     errors = np.zeros(len(atlas.objects)) if estimate is None else np.abs(estimate - atlas.objects)
-    shown = []
-    for index in chosen_images(atlas.missed, atlas.false_alarms, errors, atlas.objects, wanted):
-        record, queries = subject.records[index], subject.per_image.get("queries")
+    chosen = chosen_images(atlas.missed, atlas.false_alarms, errors, atlas.objects, wanted)
+    queries, shown = subject.per_image.get("queries"), []
+    for index, record in zip(chosen, subject.records(chosen), strict=True):
         starts = subject.extras.starts.get(record.image_id)
         assert subject.read_image is not None
         shown.append(
