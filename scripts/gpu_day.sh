@@ -23,4 +23,4 @@ needed='import numpy, PIL, pycocotools, scipy, tensorboard, torch, torchvision, 
 if [[ -z ${D3Q_PYTHON-} ]] || ! "$python" -c "$needed" 2> /dev/null; then
     bash scripts/setup.sh
 fi
-exec "$python" scripts/gpu_day.py --from "$from" "$@"
+exec "$python" -m scripts.gpu_steps --from "$from" "$@"

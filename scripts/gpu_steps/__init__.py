@@ -1,1 +1,1 @@
-"""The parts of scripts/gpu_day.py: its steps, their execution, their figures and the summary. No commands of users."""
+"""`python -m scripts.gpu_steps`, which scripts/gpu_day.sh calls: its steps, their execution, figures and summary."""

@@ -60,8 +60,8 @@ def test_main_answers_without_torch(arguments: list[str], code: int, said: str) 
     assert said in text
 
 
-WITH_TORCH = ("gpu_day", "measure_departures", "prepare")
-"""Scripts that import it before they read their arguments"""
+WITH_TORCH = ("prepare",)
+"""Imports it before it reads its arguments"""
 IMPORTING = """
 import runpy, sys
 from contextlib import redirect_stdout

@@ -12,9 +12,10 @@ import torch
 
 import main
 from configs.loader import load_config
-from scripts import benchmark, gpu_day, make_scenes
+from scripts import benchmark, make_scenes
 from scripts.benchmarks import detectors
 from scripts.benchmarks.operator import SHAPES, Bandwidth, limits, make_call
+from scripts.gpu_steps import __main__ as gpu_day
 from scripts.gpu_steps import figures, plan
 from scripts.gpu_steps.step import Figures, Result, Step, run_step
 from scripts.gpu_steps.summary import summarise

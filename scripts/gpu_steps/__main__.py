@@ -18,14 +18,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from engine.console import guard_console
 from scripts.gpu_steps.plan import Day, first_step, steps
 from scripts.gpu_steps.step import Result, Step, run_step
 from scripts.gpu_steps.summary import counted, summarise
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = "summary.md"
 
 
