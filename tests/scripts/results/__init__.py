@@ -1,0 +1,1 @@
+"""Programs that work on results: evaluation of files, analysis, comparison."""
