@@ -11,7 +11,7 @@ import pytest
 from scripts import evaluate_results
 from scripts.support import official_metrics
 
-FOLDER = Path(__file__).parents[1] / "data" / "eval"
+FOLDER = Path(__file__).parents[2] / "data" / "eval"
 
 
 @pytest.fixture(scope="module")
