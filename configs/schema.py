@@ -482,6 +482,9 @@ class EvaluationConfig:
     """Images drawn per evaluation; 0 for none."""
     gallery_score: float = 0.3
     """Predictions below this score are not drawn; below this corrected score, where there are any (docs/scores.md)."""
+    report: bool | None = None
+    """Write report.html, why objects were missed, after the last evaluation of a training (docs/analysis.md); null:
+    where there is a gallery."""
 
     def __post_init__(self) -> None:
         require_positive(self, "max_detections", "every_epochs")

@@ -117,7 +117,7 @@ def subject_of_files(options: argparse.Namespace) -> "Subject":
     from datasets.images.decode import ImageFile, read_image
     from datasets.structures import DataError
     from engine.commands.analyze import Subject
-    from engine.metrics.average_precision import get_protocol, records_from_coco
+    from engine.metrics.average_precision import detection_metrics, get_protocol, records_from_coco
     from scripts.evaluate_results import explained, read_annotations, read_results
 
     truth, found = read_annotations(options.annotations), read_results(options.results)
@@ -141,10 +141,11 @@ def subject_of_files(options: argparse.Namespace) -> "Subject":
         entry = f"{options.annotations}: image {records[index].image_id}"
         return read_image(ImageFile(options.images / name, size=size, entry=entry))
 
+    protocol = get_protocol(options.protocol or "aitod", options.max_detections)
     return Subject(
         records=lambda indices: (records[i] for i in indices),
         class_names=[f"{names[each]} ({each})" if times[names[each]] > 1 else names[each] for each in category_ids],
-        protocol=get_protocol(options.protocol or "aitod", options.max_detections),
+        metrics=detection_metrics(records, len(category_ids), protocol),
         score_threshold=0.3 if options.score is None else options.score,
         title=options.results.name,
         subtitle=f"compared with {options.annotations.name}",

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,29 +13,21 @@ from PIL import Image
 
 from configs.schema import Config
 from datasets.coco import CocoDetection
+from datasets.errors import DataError
 from datasets.loading import worker_failures_named
+from datasets.structures import GroundTruth
 from engine.analysis.atlas import Atlas, AtlasBuilder
 from engine.analysis.causes import QueryStarts
-from engine.analysis.report.gallery import DensityLayer, Shown, chosen_images, density_layer, gallery_images
+from engine.analysis.report.gallery import MOST_IMAGES, DensityLayer, Shown, chosen_images, gallery_images
 from engine.analysis.report.page import render_page
 from engine.analysis.summary import analysis_record
 from engine.checkpoints.checkpoint import Checkpoint
-from engine.commands.evaluate import build_trained, evaluation_loader, under_progress
+from engine.commands.evaluate import build_trained, evaluate_batches, evaluation_loader, under_progress
 from engine.commands.exit_codes import UsageError
 from engine.distributed.processes import Processes
-from engine.evaluation.evaluate import (
-    GatheredPredictions,
-    ImagePrediction,
-    gather_predictions,
-    image_records,
-    object_counts,
-    predict_batches,
-)
-from engine.evaluation.query_starts import query_recorder
-from engine.logger import naming
-from engine.metrics.average_precision import EvaluationProtocol, ImageRecord, detection_metrics, get_protocol
-from engine.metrics.counting import count_metrics
-from models.build import build_postprocess
+from engine.evaluation.evaluate import Evaluation, GatheredPredictions, image_records
+from engine.logger import RunLogger, naming
+from engine.metrics.average_precision import DetectionMetrics, ImageRecord
 
 PUBLISHED = {
     "Deformable DETR, 300 queries": 17.8,
@@ -47,24 +39,6 @@ PUBLISHED = {
 """AP on AI-TOD-v2 test, percent; source: Ye et al., D3Q, JSTARS 2025"""
 
 
-@dataclass(eq=False)
-class Extras:
-    """What an analysis wants of each image beyond its detections, by image id."""
-
-    starts: dict[int, QueryStarts] = field(default_factory=dict)
-    densities: dict[int, DensityLayer] = field(default_factory=dict)
-
-    def taken(self, predictions: Iterable[tuple[list[ImagePrediction], float]]) -> Iterator[tuple[list[Any], float]]:
-        """The predictions; what they hold beyond detections is kept here in little memory."""
-        for batch, seconds in predictions:
-            for found in batch:
-                if found.query_starts is not None:
-                    self.starts[found.image_id] = found.query_starts
-                if found.density_map is not None:
-                    self.densities[found.image_id] = density_layer(found.density_map.numpy(), found.density_extent)
-            yield batch, seconds
-
-
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is analysed."""
@@ -72,7 +46,7 @@ class Subject:
     records: Callable[[Iterable[int]], Iterator[ImageRecord]]
     """Indices of images -> their records, made anew: all together they would be the largest arrays"""
     class_names: Sequence[str]
-    protocol: EvaluationProtocol
+    metrics: DetectionMetrics
     score_threshold: float
     title: str
     subtitle: str
@@ -80,7 +54,12 @@ class Subject:
     """Index of an image -> its pixels; None without images"""
     image_names: Sequence[str]
     """Of all images"""
-    extras: Extras = field(default_factory=Extras)
+    starts: Mapping[int, QueryStarts] = field(default_factory=dict)
+    """By image id, where they were recorded"""
+    densities: Mapping[int, DensityLayer] = field(default_factory=dict)
+    """By image id, where there are any"""
+    pictured: Collection[int] | None = None
+    """Ids of the images that may get a picture; None: all"""
     counts: Mapping[str, float] | None = None
     """From `count_metrics`"""
     per_image: Mapping[str, np.ndarray | None] = field(default_factory=dict)
@@ -95,37 +74,61 @@ def analyze_checkpoint(
     if processes.world_size > 1:
         raise UsageError(f"the analysis runs in one process, not in {processes.world_size}; start it without torchrun")
     dataset, detector = build_trained(config, checkpoint, path, processes)
-    extras, objects = Extras(), [dataset.ground_truth(i) for i in range(len(dataset))]
+    objects = [dataset.ground_truth(i) for i in range(len(dataset))]
     loader = evaluation_loader(config.data, dataset, processes)
-    predictions = predict_batches(
-        detector,
-        build_postprocess(config),
-        under_progress(loader, processes),
-        device=processes.device,
-        amp=config.runtime.amp,
-        record_queries=query_recorder(class_agnostic=config.model.class_agnostic_proposals),
-    )
+    batches = under_progress(loader, processes)
     with worker_failures_named(loader):
-        found = gather_predictions(extras.taken(predictions), processes=processes)
-    annotated = object_counts(found, objects)
+        evaluation = evaluate_batches(config, detector, batches, objects, processes, record_starts=True)
+    progress = f"{checkpoint.progress}, " if checkpoint.progress.step else ""  # a stripped checkpoint has none
+    subject = evaluated_subject(config, evaluation, dataset, objects, path, progress=progress)
+    return analyze(subject, folder, images=images)
+
+
+def evaluated_subject(
+    config: Config,
+    evaluation: Evaluation,
+    dataset: CocoDetection,
+    objects: Sequence[GroundTruth],
+    checkpoint: Path,
+    *,
+    progress: str = "",
+) -> Subject:
+    """An evaluation that recorded where queries started; pictures are of images that this process evaluated."""
+    found = evaluation.predictions
     place = {image_id: i for i, image_id in enumerate(found.image_ids.tolist())}
     order = [place[each.image_id] for each in objects]  # of the data set, not of the ids
-    progress = f"{checkpoint.progress}, " if checkpoint.progress.step else ""  # a stripped checkpoint has none
-    subject = Subject(
+    return Subject(
         records=lambda indices: image_records(found, [objects[i] for i in indices]),
         class_names=dataset.categories,
-        protocol=get_protocol(config.evaluation.protocol, config.evaluation.max_detections),
+        metrics=evaluation.metrics,
         score_threshold=config.evaluation.gallery_score,
-        title=path.name,
+        title=checkpoint.name,
         subtitle=f"{progress}{config.evaluation.scores} scores, on {dataset.table.path.name}",
         read_image=dataset.read_image,
         image_names=image_names(dataset),
-        extras=extras,
-        counts=count_metrics(found.predicted_counts, found.num_queries, annotated, found.expected_counts),
+        starts=found.query_starts,
+        pictured=found.own_image_ids,
+        densities=found.densities,
+        counts=evaluation.counts,
         per_image=_per_image(found, order),
-        training=read_training(path),
+        training=read_training(checkpoint),
     )
-    return analyze(subject, folder, images=images)
+
+
+def write_training_report(
+    config: Config, evaluation: Evaluation, dataset: CocoDetection, folder: Path, checkpoint: Path, logger: RunLogger
+) -> None:
+    """Write `report.html` and `analysis.json` of the last evaluation of a training; on the main process.
+
+    A training is done without them: what prevents them is logged.
+    """
+    objects = [dataset.ground_truth(i) for i in range(len(dataset))]
+    try:
+        analyze(evaluated_subject(config, evaluation, dataset, objects, checkpoint), folder, images=MOST_IMAGES)
+    except (DataError, OSError) as error:
+        logger.say(f"warning: no report: {error}; to write it: python scripts/analyze.py --resume {checkpoint}")
+    else:
+        logger.say(f"{folder / 'report.html'} says why objects were missed")
 
 
 def analyze(subject: Subject, folder: Path, *, images: int) -> dict[str, Any]:
@@ -134,23 +137,22 @@ def analyze(subject: Subject, folder: Path, *, images: int) -> dict[str, Any]:
     images   most images of the page
     """
     every = range(len(subject.image_names))
-    metrics = detection_metrics(subject.records(every), len(subject.class_names), subject.protocol)
     builder = AtlasBuilder(
         num_classes=len(subject.class_names),
-        max_detections=subject.protocol.max_detections[-1],
+        max_detections=subject.metrics.protocol.max_detections[-1],
         score_threshold=subject.score_threshold,
     )
     for record in subject.records(every):
-        builder.add(record, subject.extras.starts.get(record.image_id))
+        builder.add(record, subject.starts.get(record.image_id))
     atlas = builder.finish()
     counts = None if subject.counts is None else {k: v if math.isfinite(v) else None for k, v in subject.counts.items()}
     per_image = _image_rows(subject, atlas)
-    analysis = analysis_record(atlas, metrics, subject.class_names) | {
+    analysis = analysis_record(atlas, subject.metrics, subject.class_names) | {
         "source": {"title": subject.title, "subtitle": subject.subtitle},
         "counts": counts,
         "per_image": per_image,
         "training": subject.training,
-        "published": PUBLISHED if subject.counts is not None and subject.protocol.name == "aitod" else None,
+        "published": PUBLISHED if subject.counts is not None and subject.metrics.protocol.name == "aitod" else None,
     }
     gallery = [] if subject.read_image is None else gallery_images(_shown(subject, atlas, builder, images))
     objects = f"{analysis['images']:,} images, {analysis['objects']:,} objects"
@@ -165,10 +167,12 @@ def analyze(subject: Subject, folder: Path, *, images: int) -> dict[str, Any]:
 def _shown(subject: Subject, atlas: Atlas, builder: AtlasBuilder, wanted: int) -> list[Shown]:
     estimate = subject.per_image.get("by_density")
     errors = np.zeros(len(atlas.objects)) if estimate is None else np.abs(estimate - atlas.objects)
-    chosen = chosen_images(atlas.missed, atlas.false_alarms, errors, atlas.objects, wanted)
+    may = np.ones(len(errors), bool) if subject.pictured is None else np.isin(atlas.image_ids, [*subject.pictured])
+    missed, false_alarms, errors, objects = (x[may] for x in (atlas.missed, atlas.false_alarms, errors, atlas.objects))
+    chosen = may.nonzero()[0][chosen_images(missed, false_alarms, errors, objects, wanted)].tolist()
     queries, shown = subject.per_image.get("queries"), []
     for index, record in zip(chosen, subject.records(chosen), strict=True):
-        starts = subject.extras.starts.get(record.image_id)
+        starts = subject.starts.get(record.image_id)
         assert subject.read_image is not None
         shown.append(
             Shown(
@@ -180,7 +184,7 @@ def _shown(subject: Subject, atlas: Atlas, builder: AtlasBuilder, wanted: int) -
                 name=subject.image_names[index],
                 queries=None if queries is None else int(queries[index]),
                 estimate=None if estimate is None else float(estimate[index]),
-                density=subject.extras.densities.get(record.image_id),
+                density=subject.densities.get(record.image_id),
             )
         )
     return shown

@@ -19,6 +19,7 @@ from engine.distributed.processes import Processes
 from engine.evaluation.artifacts import gallery_indices, show_evaluation
 from engine.evaluation.coco_results import dump_results
 from engine.evaluation.evaluate import Evaluation, evaluate_detector, predict_batches
+from engine.evaluation.query_starts import query_recorder
 from engine.logger import RunLogger, progress
 from engine.metrics.average_precision import get_protocol
 from engine.runtime import accelerate
@@ -83,11 +84,13 @@ def evaluate(
     step: int,
     watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
     dump: bool = False,
-) -> float:
-    """Evaluate on all processes, report the result and return the mean AP.
+    record_starts: bool = False,
+) -> Evaluation:
+    """Evaluate on all processes, and report the result.
 
-    watch   may stop it between batches
-    dump    write the detections too
+    watch           may stop it between batches
+    dump            write the detections too
+    record_starts   of the queries, for `analyze_predictions`
     """
     loader = evaluation_loader(config.data, dataset, processes)
     batches = watch(under_progress(loader, processes))
@@ -95,7 +98,9 @@ def evaluate(
     shown = gallery_indices(dataset.objects_per_image, config.evaluation.gallery_images, processes)
     picture_ids = frozenset(objects[i].image_id for i in shown)
     with worker_failures_named(loader):
-        evaluation = evaluate_batches(config, detector, batches, objects, processes, picture_ids=picture_ids)
+        evaluation = evaluate_batches(
+            config, detector, batches, objects, processes, picture_ids=picture_ids, record_starts=record_starts
+        )
     if processes.is_main:
         show_evaluation(
             evaluation,
@@ -112,7 +117,7 @@ def evaluate(
             protocol = get_protocol(config.evaluation.protocol, config.evaluation.max_detections)
             limit = protocol.max_detections[-1]
             dump_results(folder / "predictions.json", evaluation.predictions, dataset.table.category_ids, limit=limit)
-    return max(evaluation.metrics.summary()["mAP"], 0.0)
+    return evaluation
 
 
 def evaluate_batches(
@@ -123,10 +128,17 @@ def evaluate_batches(
     processes: Processes,
     *,
     picture_ids: frozenset[int] = frozenset(),
+    record_starts: bool = False,
 ) -> Evaluation:
     """Predict the batches and compare with the objects, under the config's protocol; see `evaluate_detector`."""
+    class_agnostic = config.model.class_agnostic_proposals
     predictions = predict_batches(
-        detector, build_postprocess(config), batches, device=processes.device, amp=config.runtime.amp
+        detector,
+        build_postprocess(config),
+        batches,
+        device=processes.device,
+        amp=config.runtime.amp,
+        record_queries=query_recorder(class_agnostic=class_agnostic) if record_starts else None,
     )
     return evaluate_detector(
         predictions,

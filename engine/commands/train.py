@@ -1,5 +1,6 @@
 """A training, assembled from a config."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from datasets.density import median_resize_factor
 from datasets.loading import worker_failures_named
 from engine.checkpoints.folder_use import require_folder
 from engine.checkpoints.run_folder import Resumption, RunFolder
+from engine.commands.analyze import write_training_report
 from engine.commands.evaluate import evaluate
 from engine.commands.exit_codes import expected_errors
 from engine.commands.setup import (
@@ -29,6 +31,7 @@ from engine.commands.setup import (
 from engine.commands.summary import closing_report
 from engine.distributed.processes import Processes
 from engine.distributed.signals import StopRequest
+from engine.evaluation.evaluate import Evaluation
 from engine.logger import RunLogger, naming
 from engine.optim import build_optimizer
 from engine.runtime import GPU_NOTICE, determinism
@@ -63,14 +66,17 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         worker_failures_named(loader),
     ):
         stop = StopRequest(processes, remedy=f"resume with --resume {run_folder.last}")
-        evaluator = partial(evaluate, config, model.evaluated, splits.validation, processes, logger)
+        evaluation = partial(evaluate, config, model.evaluated, splits.validation, processes, logger)
+        evaluator = RunEvaluator(
+            partial(evaluation, folder / "evaluation", watch=stop.watched), wanted=reported(config)
+        )
         trainer = Trainer(
             detector=model.detector,
             criterion=build_criterion(config),
             average=model.average,
             optimizer=build_optimizer(model.detector, config.optim),
             loader=loader,
-            evaluate=lambda step: evaluator(folder / "evaluation", step=step, watch=stop.watched),
+            evaluate=evaluator,
             config=config,
             data=training_data(splits.training, config.data),
             processes=processes,
@@ -81,8 +87,39 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         begin(trainer, start, folder)
         record_start(config, splits, model, processes, logger, folder)
         trainer.fit()
+        if evaluator.last is not None and processes.is_main:
+            write_training_report(
+                config, evaluator.last, splits.validation, folder / "evaluation", run_folder.last, logger
+            )
         untrained = splits.training.dropped | splits.training.skipped
         logger.say(closing_report(folder, trainer.progress, untrained=untrained))
+
+
+class RunEvaluator:
+    """Optimiser steps so far -> score; keeps the last evaluation for the report.
+
+    evaluate   optimiser steps and whether to record query starts, by name -> evaluation
+    wanted     whether there will be a report
+    """
+
+    def __init__(self, evaluate: Callable[..., Evaluation], *, wanted: bool) -> None:
+        self._evaluate = evaluate
+        self._wanted = wanted
+        self.last: Evaluation | None = None
+        """None without a report, and before the first evaluation"""
+
+    def __call__(self, step: int) -> float:
+        self.last = None  # frees its detections
+        evaluation = self._evaluate(step=step, record_starts=self._wanted)
+        if self._wanted:
+            self.last = evaluation
+        return evaluation.score
+
+
+def reported(config: Config) -> bool:
+    """Whether the last evaluation writes report.html."""
+    wanted = config.evaluation.report
+    return config.evaluation.gallery_images > 0 if wanted is None else wanted
 
 
 def training_data(dataset: CocoDetection, data: DataConfig) -> TrainingData:

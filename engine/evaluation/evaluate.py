@@ -1,8 +1,8 @@
 """Evaluation of every image once, on any number of processes: metrics, count errors, pictures."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from datasets.structures import Batch, GroundTruth
 from engine.analysis.causes import QueryStarts
+from engine.analysis.report.gallery import DensityLayer, density_layer
 from engine.distributed.processes import Processes, gather_rows
+from engine.evaluation.query_starts import gather_starts
 from engine.metrics.average_precision import DetectionMetrics, EvaluationProtocol, ImageRecord, detection_metrics
 from engine.metrics.counting import count_metrics
 from engine.runtime import peak_memory_mb
@@ -73,6 +75,12 @@ class GatheredPredictions:
     """Predictions of the requested images that this process evaluated"""
     seconds_per_image: float
     """Of this process"""
+    query_starts: Mapping[int, QueryStarts] = field(default_factory=dict)
+    """By image id, where they were recorded"""
+    own_image_ids: frozenset[int] = frozenset()
+    """Images that this process evaluated"""
+    densities: Mapping[int, DensityLayer] = field(default_factory=dict)
+    """By image id: of this process's images, where query starts were recorded"""
 
     @property
     def corrected_differ(self) -> bool:
@@ -95,6 +103,11 @@ class Evaluation:
     """GPU memory, or on a CPU the largest resident size of the process"""
     predictions: GatheredPredictions
     """Of all images"""
+
+    @property
+    def score(self) -> float:
+        """Mean AP, 0 where nothing could be measured: by it the best checkpoint is chosen."""
+        return max(self.metrics.summary()["mAP"], 0.0)
 
     @property
     def pictures(self) -> list[ImagePrediction]:
@@ -195,6 +208,8 @@ def gather_predictions(
 ) -> GatheredPredictions:
     """The predictions of all processes, without the density maps; arguments as in `evaluate_detector`."""
     rows, images, pictures, seconds = [torch.zeros(0, 7)], [], [], 0.0
+    starts: dict[int, QueryStarts] = {}
+    densities: dict[int, DensityLayer] = {}
     for batch, batch_seconds in predictions:
         seconds += batch_seconds
         for found in batch:
@@ -206,6 +221,10 @@ def gather_predictions(
             images.append([found.image_id, found.num_queries, len(found.boxes), *estimates])
             if found.image_id in picture_ids:
                 pictures.append(found)
+            if found.query_starts is not None:
+                starts[found.image_id] = found.query_starts
+                if found.density_map is not None:
+                    densities[found.image_id] = density_layer(found.density_map.numpy(), found.density_extent)
     # Ids up to 2^53 are exact in float64, and so are labels up to 2^24 in float32.
     table = gather_rows(torch.tensor(images, dtype=torch.float64).view(-1, 5), processes).numpy()
     order = np.argsort(table[:, 0], kind="stable")
@@ -223,6 +242,9 @@ def gather_predictions(
         detections=gather_rows(detections, processes).numpy(),
         pictures=pictures,
         seconds_per_image=seconds / max(len(images), 1),
+        query_starts=gather_starts(starts, processes),
+        own_image_ids=frozenset(int(row[0]) for row in images),
+        densities=densities,
     )
 
 

@@ -13,6 +13,7 @@ from datasets.build import build_dataset, build_eval_loader
 from engine.commands.resolve import fill_input_statistics
 from engine.distributed.processes import Processes
 from engine.evaluation.evaluate import evaluate_detector, predict_batches
+from engine.evaluation.query_starts import query_recorder
 from engine.metrics.average_precision import AITOD
 from models.build import build_detector, build_postprocess
 from tests.support.tiny_run import write_experiment
@@ -50,14 +51,24 @@ def evaluations(experiment: Path, processes: Processes) -> list[str]:
             pin_memory=False,
         )
         evaluation = evaluate_detector(
-            predict_batches(detector, build_postprocess(config), loader, device=processes.device, amp="none"),
+            predict_batches(
+                detector,
+                build_postprocess(config),
+                loader,
+                device=processes.device,
+                amp="none",
+                record_queries=query_recorder(class_agnostic=config.model.class_agnostic_proposals),
+            ),
             [dataset.ground_truth(i) for i in range(count)],
             num_classes=config.model.num_classes,
             protocol=AITOD,
             processes=processes,
         )
         assert evaluation.counts["images"] == count
-        found.append(json.dumps([evaluation.metrics.summary(), evaluation.counts]))
+        starts = evaluation.predictions.query_starts
+        assert len(starts) == count
+        queried = {i: [x.num_queries, x.centres.tolist(), x.of_detection.tolist()] for i, x in sorted(starts.items())}
+        found.append(json.dumps([evaluation.metrics.summary(), evaluation.counts, queried]))
     return found
 
 

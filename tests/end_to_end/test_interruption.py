@@ -162,7 +162,7 @@ def test_a_signal_during_the_evaluation_ends_it(
     folder = tmp_path / "run"
     evaluate = train.evaluate
 
-    def signalled(*given: object, **options: object) -> float:
+    def signalled(*given: object, **options: object) -> object:
         score = evaluate(*given, **options)
         os.kill(os.getpid(), signal.SIGINT)  # its record is written, its result is not
         return score

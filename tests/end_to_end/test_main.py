@@ -12,6 +12,7 @@ import torch
 
 import main
 from engine.checkpoints.checkpoint import load_checkpoint
+from engine.commands import analyze
 from tests.support.tiny_run import write_experiment
 
 ROOT = Path(main.__file__).parent
@@ -51,6 +52,25 @@ def test_a_run_leaves_everything_and_its_checkpoint_gives_the_same_numbers(exper
     assert {"loss/class", "loss/encoder.giou", "loss/density", "lr/backbone", "gradient_norm"} <= set(records[0])
     assert main.main(["--eval", "--resume", str(output / "last.pth")]) == 0
     assert numbers(output / "evaluation_last") == numbers(output / "evaluation")
+
+    analysis = json.loads((output / "evaluation" / "analysis.json").read_text())
+    assert analysis["detection"] == numbers(output / "evaluation")["detection"]
+    assert analysis["has_queries"]
+    assert "<html" in (output / "evaluation" / "report.html").read_text()
+    assert not (output / "evaluation_last" / "report.html").exists()  # of trainings only
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_training(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(analyze, "analyze", broken)
+    output = tmp_path / "run"
+    run(experiment, output, "evaluation.report=true", "optim.epochs=1")
+    said = (output / "log.txt").read_text()
+    assert f"no report: disk full; to write it: python scripts/analyze.py --resume {output / 'last.pth'}" in said
 
 
 @pytest.mark.parametrize("stop", [1, 2])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.commands import train
+from engine.evaluation.evaluate import Evaluation
 from engine.trainer import Trainer
 
 Act = Callable[[], object]
@@ -46,7 +47,7 @@ def at_evaluation(number: int, act: Act, *, rank: int = 0) -> None:
         return
     evaluate, count = train.evaluate, 0
 
-    def evaluated(*given: Any, **options: Any) -> float:
+    def evaluated(*given: Any, **options: Any) -> Evaluation:
         nonlocal count
         count += 1
         if count == number:
