@@ -1,8 +1,9 @@
 """A training, assembled from a config."""
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from configs.loader import dump_config
 from configs.paths import expand_path
@@ -66,9 +67,8 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         worker_failures_named(loader),
     ):
         stop = StopRequest(processes, remedy=f"resume with --resume {run_folder.last}")
-        evaluation = partial(evaluate, config, model.evaluated, splits.validation, processes, logger)
         evaluator = RunEvaluator(
-            partial(evaluation, folder / "evaluation", watch=stop.watched), wanted=reported(config)
+            config, model.evaluated, splits.validation, processes, logger, folder / "evaluation", stop
         )
         trainer = Trainer(
             detector=model.detector,
@@ -87,39 +87,52 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
         begin(trainer, start, folder)
         record_start(config, splits, model, processes, logger, folder)
         trainer.fit()
-        if evaluator.last is not None and processes.is_main:
-            write_training_report(
-                config, evaluator.last, splits.validation, folder / "evaluation", run_folder.last, logger
-            )
+        evaluator.report(run_folder.last)
         untrained = splits.training.dropped | splits.training.skipped
         logger.say(closing_report(folder, trainer.progress, untrained=untrained))
 
 
+@dataclass
 class RunEvaluator:
-    """Optimiser steps so far -> score; keeps the last evaluation for the report.
+    """Optimiser steps so far -> score; keeps the last evaluation for the report."""
 
-    evaluate   optimiser steps and whether to record query starts, by name -> evaluation
-    wanted     whether there will be a report
-    """
-
-    def __init__(self, evaluate: Callable[..., Evaluation], *, wanted: bool) -> None:
-        self._evaluate = evaluate
-        self._wanted = wanted
-        self.last: Evaluation | None = None
-        """None without a report, and before the first evaluation"""
+    config: Config
+    detector: nn.Module
+    dataset: CocoDetection
+    processes: Processes
+    logger: RunLogger
+    folder: Path
+    """Of the results"""
+    stop: StopRequest
+    last: Evaluation | None = None
+    """The last evaluation, with the starts of its queries, if there will be a report"""
 
     def __call__(self, step: int) -> float:
         self.last = None  # frees its detections
-        evaluation = self._evaluate(step=step, record_starts=self._wanted)
-        if self._wanted:
+        evaluation = evaluate(
+            self.config,
+            self.detector,
+            self.dataset,
+            self.processes,
+            self.logger,
+            self.folder,
+            step=step,
+            watch=self.stop.watched,
+            record_starts=self._reports,
+        )
+        if self._reports and self.processes.is_main:
             self.last = evaluation
         return evaluation.score
 
+    def report(self, checkpoint: Path) -> None:
+        """Write `report.html` of the last evaluation, that of this checkpoint."""
+        if self.last is not None:
+            write_training_report(self.config, self.last, self.dataset, self.folder, checkpoint, self.logger)
 
-def reported(config: Config) -> bool:
-    """Whether the last evaluation writes report.html."""
-    wanted = config.evaluation.report
-    return config.evaluation.gallery_images > 0 if wanted is None else wanted
+    @property
+    def _reports(self) -> bool:
+        wanted = self.config.evaluation.report
+        return self.config.evaluation.gallery_images > 0 if wanted is None else wanted
 
 
 def training_data(dataset: CocoDetection, data: DataConfig) -> TrainingData:
