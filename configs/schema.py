@@ -469,10 +469,10 @@ class OptimConfig:
 class EvaluationConfig:
     """Evaluation during and after training."""
 
-    protocol: Literal["aitod", "coco"] = "aitod"
-    """Metric definition."""
+    protocol: Literal["aitod", "coco", "visdrone", "dota"] = "aitod"
+    """Metric definition (docs/evaluation.md)."""
     max_detections: int = 1500
-    """Largest number of detections per image and class that count."""
+    """Largest number of detections per image and class that count; with protocol visdrone per image, 500 there."""
     scores: Literal["published", "corrected"] = "published"
     """published: the probability of the class, as trained. corrected: as if criterion.decoder.no_object_weight were 1,
     so that half of the detections with a score of 0.5 are right; softmax classification only (docs/scores.md)."""

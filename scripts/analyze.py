@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--results", type=path_argument, metavar="FILE", help="COCO results, in place of a checkpoint")
     add("--annotations", type=path_argument, metavar="FILE", help="COCO annotations, with --results")
     add("--images", type=path_argument, metavar="ROOT", help="folder of the images, with --results; none: no gallery")
-    add("--protocol", choices=("aitod", "coco"), help="with --results (default aitod)")
+    add("--protocol", choices=("aitod", "coco", "visdrone", "dota"), help="with --results (default aitod)")
     add("--max-detections", type=int, help="per image and class, with --results (default: the protocol's)")
     add("--score", type=float, help="threshold of misses and false alarms (default evaluation.gallery_score, or 0.3)")
     add("--gallery", type=int, default=60, metavar="N", help="most images of the page (default 60)")

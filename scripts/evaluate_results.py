@@ -15,13 +15,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.paths import new_file_argument, path_argument
 from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
+
+if TYPE_CHECKING:
+    from engine.metrics.records import ImageRecord
 
 DIFFERENT_CODE = 7
 
@@ -38,41 +41,45 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--annotations", type=path_argument, required=True, metavar="FILE", help="COCO annotations")
     parser.add_argument("--results", type=path_argument, required=True, metavar="FILE", help="COCO results")
-    parser.add_argument("--protocol", choices=("aitod", "coco"), default="aitod", help="default aitod")
+    parser.add_argument(
+        "--protocol", choices=("aitod", "coco", "visdrone", "dota"), default="aitod", help="default aitod"
+    )
     parser.add_argument("--max-detections", type=int, help="per image and class, in place of the protocol's last limit")
     parser.add_argument("--pycocotools", action="store_true", help="compare with the official implementation")
     parser.add_argument("--json", type=new_file_argument, metavar="FILE", help="write the figures too")
     return parser.parse_args(arguments)
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    from datasets.structures import DataError
-    from engine.evaluation.report import column_heading, format_percent, format_table
-    from engine.metrics.average_precision import detection_metrics, get_protocol
-    from engine.metrics.records import records_from_coco
-
+def require_usage(options: argparse.Namespace) -> None:
     if options.max_detections is not None and options.max_detections < 1:
         raise UsageError(f"--max-detections {options.max_detections} is below 1")
+    if options.pycocotools and options.protocol == "visdrone":
+        raise UsageError(
+            "--pycocotools does not know VisDrone's limits and ignored regions; use --protocol coco with it"
+        )
     if options.json is not None and not options.json.parent.is_dir():
         raise UsageError(f"--json {options.json}: there is no folder {options.json.parent}; create it first")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from engine.evaluation.fingerprint import AS_GIVEN, annotations_digest, fingerprint
+    from engine.evaluation.report import column_heading, format_percent, format_table
+    from engine.metrics.average_precision import detection_metrics, get_protocol
+
+    require_usage(options)
 
     def shown(value: float) -> str:
         return "-" if value == -1 else format_percent(value)
 
     gt, detections = read_annotations(options.annotations), read_results(options.results)
     protocol = get_protocol(options.protocol, options.max_detections)
-    try:
-        records_from_coco(gt, [])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{options.annotations}: {explained(error)}") from None
-    try:
-        records, category_ids = records_from_coco(gt, detections)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{options.results}: {explained(error)}") from None
+    records, category_ids = read_records(options, gt, detections)
     metrics = detection_metrics(records, num_classes=len(category_ids), protocol=protocol)
     summary = metrics.summary()
     print(f"{options.results}: {len(detections):,} detections in {len(records):,} images, protocol {protocol.name}")
-    figures: dict[str, Any] = {"protocol": protocol.name, "detection": summary}
+    names = {each["id"]: str(each.get("name", each["id"])) for each in gt["categories"]}
+    mark = fingerprint(protocol, [names[each] for each in category_ids], annotations_digest(records), scores=AS_GIVEN)
+    figures: dict[str, Any] = {"protocol": protocol.name, "detection": summary, "fingerprint": mark}
     heading, rows = (
         ["", "%"],
         [[column_heading(name), shown(value)] for name, value in summary.items()],
@@ -94,6 +101,24 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0 if agree else DIFFERENT_CODE
+
+
+def read_records(
+    options: argparse.Namespace, gt: dict[str, Any], detections: list[dict[str, Any]]
+) -> tuple[list["ImageRecord"], list[int]]:
+    """`records_from_coco`; raises DataError, naming the file."""
+    from datasets.structures import DataError
+    from engine.metrics.records import records_from_coco
+
+    try:
+        records_from_coco(gt, [])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{options.annotations}: {explained(error)}") from None
+    try:
+        records, category_ids = records_from_coco(gt, detections)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{options.results}: {explained(error)}") from None
+    return records, category_ids
 
 
 def explained(error: Exception) -> str:

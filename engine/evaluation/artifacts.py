@@ -10,10 +10,12 @@ from PIL import Image
 
 from datasets.structures import GroundTruth
 from engine.distributed.processes import Processes
-from engine.evaluation.evaluate import Evaluation, ImagePrediction
+from engine.evaluation.evaluate import Evaluation, GatheredPredictions, ImagePrediction
+from engine.evaluation.fingerprint import annotations_digest
 from engine.evaluation.gallery import Picture, draw_gallery
 from engine.evaluation.report import Report, format_report, report_record
 from engine.logger import RunLogger, naming
+from engine.metrics.protocols import EvaluationProtocol
 
 
 def show_evaluation(
@@ -44,6 +46,8 @@ def show_evaluation(
         peak_memory_mb=evaluation.peak_memory_mb,
         scores=scores,
         corrected=evaluation.corrected,
+        saturated=saturated_images(evaluation.predictions, evaluation.metrics.protocol),
+        annotations=annotations_digest(objects),
     )
     folder.mkdir(parents=True, exist_ok=True)
     text, record = format_report(report), report_record(report)
@@ -73,6 +77,17 @@ def _logged(record: Mapping[str, Any]) -> dict[str, float | None]:
         numbers |= {f"corrected/{name}": value for name, value in record["corrected"]["detection"].items()}
         numbers["corrected/calibration_error"] = record["corrected"]["calibration"]["error"]
     return numbers
+
+
+def saturated_images(found: GatheredPredictions, protocol: EvaluationProtocol) -> int:
+    """Images with as many detections as the protocol's last limit, of a class or of all."""
+    limit = protocol.max_detections[-1]
+    many = found.num_detections >= limit
+    if protocol.limits_all_classes:
+        return int(many.sum())
+    spans = zip(found.first_detection[many].tolist(), found.num_detections[many].tolist(), strict=True)
+    labels = (found.detections[first : first + count, 5].astype(np.int64) for first, count in spans)
+    return sum(int(np.bincount(each).max() >= limit) for each in labels)
 
 
 def gallery_indices(objects_per_image: np.ndarray, wanted: int, processes: Processes) -> list[int]:

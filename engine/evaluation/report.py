@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.evaluation.fingerprint import fingerprint
 from engine.metrics.average_precision import DetectionMetrics
 from engine.metrics.counting import COUNT_BINS
+from engine.wording import counted
 
 WIDTH = 100
 """Columns that a report keeps within."""
@@ -31,6 +33,10 @@ class Report:
     """Which ones `metrics` is of: published or corrected."""
     corrected: DetectionMetrics | None = None
     """With corrected scores, where `metrics` is of published ones."""
+    saturated: int = 0
+    """Images that reach the detection limit, which may hide more."""
+    annotations: str = ""
+    """Digest, from `annotations_digest`."""
 
     def __post_init__(self) -> None:
         num_classes = self.metrics.recall.shape[1]
@@ -48,9 +54,10 @@ def format_report(report: Report) -> str:
     """
     protocol = report.metrics.protocol
     limit = protocol.max_detections[-1]
+    per = "image" if protocol.limits_all_classes else "image and class"
     sections = [
-        f"Evaluation ({protocol.name}, {limit} detections per image and class): "
-        f"{report.counts['images']:.0f} images, {sum(report.objects_per_class)} objects",
+        f"Evaluation ({protocol.name}, {limit} detections per {per}): "
+        f"{report.counts['images']:.0f} images, {sum(report.objects_per_class)} objects{_saturated(report)}",
         _summary_tables(report),
         _class_table(report),
         _count_table(report.counts),
@@ -75,9 +82,17 @@ def report_record(report: Report) -> dict[str, Any]:
         "scores": report.scores,
         "calibration": _calibration_record(report.metrics),
         "corrected": None if report.corrected is None else _corrected_record(report.corrected),
+        "saturated_images": report.saturated,
+        "fingerprint": fingerprint(
+            report.metrics.protocol, report.class_names, report.annotations, scores=report.scores
+        ),
         "seconds_per_image": _or_none(report.seconds_per_image),
         "peak_memory_mb": _or_none(report.peak_memory_mb),
     }
+
+
+def _saturated(report: Report) -> str:
+    return f"; {counted(report.saturated, 'image')} at the limit" if report.saturated else ""
 
 
 def _summary_tables(report: Report) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.metrics.ignored_regions import drop_ignored
 from engine.metrics.matching import (
     FALSE_POSITIVE,
     IGNORED,
@@ -141,6 +142,8 @@ def match_records(
                     f"image {record.image_id}: {field} range from {labels.min()} to {labels.max()}; with "
                     f"{num_classes} classes they must be indices from 0 to {num_classes - 1}, not category ids"
                 )
+        if protocol.ignored_share is not None:
+            record = drop_ignored(record, num_classes, protocol.ignored_share)
         matched[record.image_id] = match_image(
             record,
             num_classes=1 if class_agnostic else num_classes,
@@ -148,6 +151,7 @@ def match_records(
             area_bounds=np.array(list(protocol.areas.values()), np.float64),
             max_detections=protocol.max_detections[-1],
             class_agnostic=class_agnostic,
+            limits_all_classes=protocol.limits_all_classes,
         )
     return join_matches([matched[image_id] for image_id in sorted(matched)]) if matched else None
 

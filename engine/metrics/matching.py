@@ -28,7 +28,7 @@ class DetectionMatches:
     """Matched detections of one image or, joined, of many.
 
     D detections, C of them candidates, K classes, A areas, T IoU thresholds. Within an image the detections stand
-    by class and descending score, cut to the largest number per image and class.
+    by class and descending score, cut to the largest limit.
     """
 
     labels: NDArray[np.int32]
@@ -36,7 +36,7 @@ class DetectionMatches:
     scores: FloatArray
     """(D,)"""
     ranks: NDArray[np.int32]
-    """(D,) 0 for the best detection of its class in its image."""
+    """(D,) 0 for the best detection of its class in its image, or of the image: what the limits count."""
     in_area: BoolArray
     """(A, D) the detection's own w*h is in range, bounds included."""
     column: NDArray[np.int32]
@@ -66,26 +66,24 @@ def match_image(
     area_bounds: FloatArray,
     max_detections: int,
     class_agnostic: bool,
+    limits_all_classes: bool = False,
 ) -> DetectionMatches:
     """Match one image.
 
     num_classes      K; with class_agnostic every label is read as 0 and K must be 1
     iou_thresholds   (T,) ascending
     area_bounds      (A, 2) px^2, both bounds inclusive
-    max_detections   kept per class (COCOeval: per image AND category), the best by score
+    max_detections   kept per class (COCOeval: per image AND category), the best by score; with limits_all_classes of
+                     the image
     """
     gt_order = np.argsort(record.gt_labels, kind="stable")
     gt_areas, crowd = record.gt_areas[gt_order], record.gt_crowd[gt_order]
     gt_labels = np.zeros_like(gt_order) if class_agnostic else record.gt_labels[gt_order]
     ignored = crowd | ~_in_range(gt_areas, area_bounds)
 
-    # Class-agnostic ties are ordered by class and then by file, as COCOeval does when it joins the classes.
-    keys = (record.labels, -record.scores) if class_agnostic else (-record.scores, record.labels)
-    order = np.lexsort(keys)
-    labels = np.zeros_like(order) if class_agnostic else record.labels[order]
-    ranks = np.arange(len(order)) - np.searchsorted(labels, labels)
-    kept = ranks < max_detections
-    order, labels, ranks = order[kept], labels[kept], ranks[kept]
+    order, labels, ranks = _listed(
+        record, max_detections, class_agnostic=class_agnostic, limits_all_classes=limits_all_classes
+    )
     boxes = record.boxes[order]
     in_area = _in_range(boxes[:, 2] * boxes[:, 3], area_bounds)
 
@@ -105,6 +103,22 @@ def match_image(
         ious=np.where(matched[:, 0] >= 0, np.append(pairs.iou, 0.0)[matched[:, 0]], 0.0),
         num_objects=np.stack(counted, axis=1),
     )
+
+
+def _listed(
+    record: ImageRecord, max_detections: int, *, class_agnostic: bool, limits_all_classes: bool
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Index, label and rank of the detections that the limit keeps, by class and descending score, all (D,)."""
+    # Class-agnostic ties are ordered by class and then by file, as COCOeval does when it joins the classes.
+    keys = (record.labels, -record.scores) if class_agnostic else (-record.scores, record.labels)
+    order = np.lexsort(keys)
+    labels = np.zeros_like(order) if class_agnostic else record.labels[order]
+    if limits_all_classes:
+        ranks = np.argsort(np.argsort(-record.scores[order], kind="stable"), kind="stable")
+    else:
+        ranks = np.arange(len(order)) - np.searchsorted(labels, labels)
+    kept = ranks < max_detections
+    return order[kept], labels[kept], ranks[kept]
 
 
 def _states(matched: IntArray, objects: IntArray, ignored: BoolArray, in_area: BoolArray) -> NDArray[np.int8]:

@@ -1,6 +1,7 @@
 """Evaluation protocols: which sizes, limits and thresholds, and which numbers are reported.
 
-Sources: Wang et al., Tiny Object Detection in Aerial Images, ICPR 2020 (AI-TOD); pycocotools.cocoeval (COCO).
+Sources: Wang et al., Tiny Object Detection in Aerial Images, ICPR 2020 (AI-TOD); pycocotools.cocoeval (COCO);
+VisDrone2018-DET-toolkit, calcAccuracy and dropObjectsInIgr; Xia et al., DOTA, CVPR 2018.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ class EvaluationProtocol:
     areas: Mapping[str, tuple[float, float]]
     """Size ranges in px^2, both bounds inclusive, the one with every object first."""
     max_detections: tuple[int, ...]
-    """Best detections kept per image AND class. AP uses the last."""
+    """Best detections kept per image AND class, see limits_all_classes. AP uses the last."""
     reported_ious: tuple[float, ...]
     """Single IoU thresholds that the summary lists; -1 where one is not among iou_thresholds."""
     reports_lrp: bool
@@ -26,6 +27,11 @@ class EvaluationProtocol:
     """LRP is taken at the first."""
     recall_thresholds: tuple[float, ...] = tuple(np.linspace(0.0, 1.0, 101).tolist())
     """Where precision is sampled."""
+    limits_all_classes: bool = False
+    """Whether the limits are of an image's detections of all classes together."""
+    ignored_share: float | None = None
+    """Objects and detections with at least this share inside ignored regions (crowds of every class) are dropped; None:
+    such regions are crowds like others."""
 
     def __post_init__(self) -> None:
         for field in ("max_detections", "iou_thresholds", "recall_thresholds"):
@@ -62,13 +68,35 @@ COCO = EvaluationProtocol(
     reports_lrp=False,
 )
 
+VISDRONE = EvaluationProtocol(
+    name="visdrone",
+    areas={"all": (0, 1e10)},
+    max_detections=(1, 10, 100, 500),
+    reported_ious=(0.5, 0.75),
+    reports_lrp=False,
+    limits_all_classes=True,
+    ignored_share=0.5,
+)
+"""The toolkit integrates precision over recall, where it is sampled at 101 places here, and counts ignored objects in
+the recall's denominator, which no one here does."""
+
+DOTA = EvaluationProtocol(
+    name="dota",
+    areas={"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)},
+    max_detections=(100, 500, 2000),
+    reported_ious=(0.5, 0.75),
+    reports_lrp=False,
+)
+"""Horizontal boxes on tiles. DOTA's server has no limit and reports AP50; 2,000 of a class are more than a tile of
+1,024 px holds in practice."""
+
 
 def get_protocol(name: str, max_detections: int | None = None) -> EvaluationProtocol:
     """The protocol of that name; max_detections replaces its last limit and drops those at or above it.
 
-    COCO with 500 is what is commonly reported on VisDrone. Raises ValueError for an unknown name.
+    COCO with 500 is what many papers report on VisDrone. Raises ValueError for an unknown name.
     """
-    protocols = {protocol.name: protocol for protocol in (AITOD, COCO)}
+    protocols = {protocol.name: protocol for protocol in (AITOD, COCO, VISDRONE, DOTA)}
     if name not in protocols:
         raise ValueError(f"unknown evaluation protocol {name!r}; choose one of {', '.join(sorted(protocols))}")
     protocol = protocols[name]
