@@ -61,5 +61,5 @@ def format_figure(value: float | None, *, percent: bool, sign: bool = False) -> 
     return (
         format(100 * value, f"{plus}.1f")
         if percent
-        else format(value, f"{plus}.3g" if abs(value) < 1 else f"{plus}.1f")
+        else format(value, f"{plus}.3f" if abs(value) < 1 else f"{plus}.2f")
     )

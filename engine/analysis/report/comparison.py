@@ -1,5 +1,6 @@
 """The page that compares two results: intervals of the differences, all figures, the images that differ most."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -89,7 +90,8 @@ def forest(names: tuple[str, str], intervals: Mapping[str, Interval]) -> str:
     def at(value: float) -> str:
         return f"{50 + 48 * value / reach:.2f}%"
 
-    head = "".join(f"<span>{escape(text)}</span>" for text in ("", *names, "", "difference"))
+    breakable = [re.sub("([_/.-])", r"\1<wbr>", escape(name)) for name in names]
+    head = "".join(f"<span>{text}</span>" for text in ("", *breakable, "", "difference"))
     lines = []
     for name, each in intervals.items():
         change = each.second - each.first
