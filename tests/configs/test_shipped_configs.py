@@ -1,5 +1,6 @@
 """Every shipped YAML file loads, is self-contained when dumped, and holds the published settings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from configs.schema import Config
 from configs.tree import read_text, read_tree
 
 FOLDER = Path(__file__).parents[2] / "configs"
-EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
+EXPERIMENTS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "fragments")
 FRAGMENTS = sorted((FOLDER / "fragments").glob("*.yaml"))
 
 
@@ -34,7 +35,7 @@ def test_every_fragment_is_included_somewhere() -> None:
     included = set()
     for path in EXPERIMENTS:
         include = read_tree(read_text(path), str(path)).content.get("include")
-        included |= {path.parent / name.content for name in (include.content if include else ())}
+        included |= {(path.parent / name.content).resolve() for name in (include.content if include else ())}
     assert included == set(FRAGMENTS)
 
 
@@ -111,3 +112,26 @@ def test_what_sets_single_experiments_apart() -> None:
     assert having("drop_off_centre_matches", True) == ["deformable_detr_aitodv2"]
     assert [name for name in PUBLISHED if load(name).model.query_content == "proposal"] == ["deformable_detr_aitodv2"]
     assert [name for name in PUBLISHED if load(name).init_from] == ["dino_d3q_from_pretrained_aitodv2"]
+
+
+# classes, (height, width)
+OTHER_SETS = {"aitod_v1": (8, (800, 800)), "visdrone": (10, (800, 1333)), "dota_v2": (18, (1024, 1024))}
+
+
+@pytest.mark.parametrize("name", ["deformable_detr", "deformable_detr_d3q", "dino", "dino_d3q"])
+@pytest.mark.parametrize("folder", OTHER_SETS)
+def test_other_sets_have_the_published_detectors(folder: str, name: str) -> None:
+    config, published = load(f"{folder}/{name}_{folder}"), load(f"{name}_aitodv2")
+    assert (config.model.num_classes, config.data.image_size) == OTHER_SETS[folder]
+    assert replace(config.model, num_classes=8) == published.model
+    assert (config.criterion, config.optim, config.evaluation) == (
+        published.criterion,
+        published.optim,
+        published.evaluation,
+    )
+    data = {"root": published.data.root, "image_size": (800, 800), "val": published.data.val}
+    assert replace(config.data, **data) == published.data
+
+
+def test_no_two_experiments_share_a_run_folder() -> None:
+    assert len({path.stem for path in EXPERIMENTS}) == len(EXPERIMENTS)
