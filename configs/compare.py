@@ -8,6 +8,7 @@ from configs.schema import Config
 
 HARMLESS = (
     "optim.epochs",
+    "optim.early_stop",
     "optim.processes",
     "data.root",  # the data are compared by digest
     "data.max_image_pixels",
@@ -18,6 +19,7 @@ HARMLESS = (
     "evaluation.every_epochs",
     "evaluation.gallery_images",
     "evaluation.gallery_score",
+    "evaluation.report",
     "runtime.device",
     "runtime.recompute",
     "runtime.num_threads",

@@ -15,7 +15,7 @@ from datasets.findings import Findings
 from datasets.images.hints import hint_for_path
 from datasets.images.rasters import RasterOptions, parse_stretch
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard, ignore_job_signals
-from datasets.samplers import EvalSampler, TrainSampler
+from datasets.samplers import EvalSampler, TrainSampler, repeat_factors
 from datasets.structures import DataError
 from datasets.transforms import (
     ColorJitter,
@@ -94,8 +94,16 @@ def build_train_loader(
     dataset: CocoDetection, data: DataConfig, *, rank: int, world_size: int, seed: int, pin_memory: bool
 ) -> ImageLoader:
     """Training loader; (seed, epoch) determine the order of its batches. Its `batch_sampler` is a TrainSampler."""
+    repeats = None
+    if data.repeat_threshold > 0:
+        repeats = repeat_factors([dataset.usable_labels(i) for i in range(len(dataset))], data.repeat_threshold)
     sampler = TrainSampler(
-        num_images=len(dataset), batch_size=data.batch_size, rank=rank, world_size=world_size, seed=seed
+        num_images=len(dataset),
+        batch_size=data.batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        repeats=repeats,
     )
     reader = ImageReader(dataset, board=WorkerBoard(data.num_workers), on_bad_image=data.on_bad_image)
     return ImageLoader(reader, batch_sampler=sampler, **_loader_options(data, pin_memory=pin_memory))

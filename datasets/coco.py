@@ -119,7 +119,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, Target]:
         """Image (3, h, w) float32 and its Target; a plain int is a key of epoch 0."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index, copy = key if isinstance(key, tuple) else SampleKey(0, key)
         position, objects = self._locate(index)
         usable = np.arange(objects.start, objects.stop)[self._usable[objects]]
         image_id = int(self.table.image_ids[position])
@@ -128,7 +128,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             boxes=torch.from_numpy(clipped_corners(self.table, position, usable).astype(np.float32)),
             labels=torch.from_numpy(self.table.labels[usable]),
         )
-        sample = self.transforms(sample, np.random.default_rng((self.seed, epoch, image_id)))
+        seed = (self.seed, epoch, image_id, copy)[: 4 if copy else 3]
+        sample = self.transforms(sample, np.random.default_rng(seed))
         if not isinstance(sample.image, Tensor):
             raise TypeError("transforms gave no tensor: end them with Normalize")
         height, width = sample.image.shape[-2:]
@@ -193,6 +194,11 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         check_places(files, root=self.images_root, follow_links=follow_links, findings=found)
         if findings is None:
             found.raise_errors()
+
+    def usable_labels(self, index: int) -> np.ndarray:
+        """(N,) of the objects that a training sees."""
+        _, objects = self._locate(index)
+        return self.table.labels[objects][self._usable[objects]]
 
     def ground_truth(self, index: int) -> GroundTruth:
         """The image's objects as in the file: nothing clipped, nothing dropped except what `skipped` counts."""

@@ -64,53 +64,53 @@ class ImageReader(Dataset[tuple[Tensor, Target]]):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, Target]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        key = key if isinstance(key, tuple) else SampleKey(0, key)
         worker = get_worker_info()
         row = worker.id if worker is not None else 0
-        self.board.begin(row, index)
+        self.board.begin(row, key.index)
         try:
-            return self._read(epoch, index)
+            return self._read(key)
         except DataError as error:
             if self.on_bad_image == "error":
                 raise
-            return self._substitute(epoch, index, error)
+            return self._substitute(key, error)
         finally:
             self.board.end(row)
 
     def name(self, index: int) -> str:
         return f"image id {self.dataset.ground_truth(index).image_id}, {self.dataset.path(index)}"
 
-    def _read(self, epoch: int, index: int) -> tuple[Tensor, Target]:
+    def _read(self, key: SampleKey) -> tuple[Tensor, Target]:
         for pause in PAUSES:
             try:
-                return self._try(epoch, index)
+                return self._try(key)
             except DataError:
                 time.sleep(pause)
-        return self._try(epoch, index)
+        return self._try(key)
 
-    def _try(self, epoch: int, index: int) -> tuple[Tensor, Target]:
+    def _try(self, key: SampleKey) -> tuple[Tensor, Target]:
         try:
-            return self.dataset[SampleKey(epoch, index)]
+            return self.dataset[key]
         except (DataError, MemoryError):
             raise
         except Exception as error:
             if get_worker_info() is None:
-                error.add_note(f"while {self.name(index)} was loaded")
+                error.add_note(f"while {self.name(key.index)} was loaded")
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise DataError(
-                f"{self.name(index)}: {type(error).__name__}: {error}, at {where.filename}:{where.lineno}; "
+                f"{self.name(key.index)}: {type(error).__name__}: {error}, at {where.filename}:{where.lineno}; "
                 "data.num_workers: 0 shows the whole traceback"
             ) from error
 
-    def _substitute(self, epoch: int, index: int, problem: DataError) -> tuple[Tensor, Target]:
+    def _substitute(self, key: SampleKey, problem: DataError) -> tuple[Tensor, Target]:
         for offset in range(1, min(MAX_SUBSTITUTES, len(self) - 1) + 1):
             try:
-                image, target = self._try(epoch, (index + offset) % len(self))
+                image, target = self._try(key._replace(index=(key.index + offset) % len(self)))
             except DataError:
                 continue
             print(f"warning: {problem}; replaced by image {target.image_id}", file=sys.stderr, flush=True)
-            return image, replace(target, replaces=self.dataset.ground_truth(index).image_id)
+            return image, replace(target, replaces=self.dataset.ground_truth(key.index).image_id)
         raise DataError(f"{problem}; the next {MAX_SUBSTITUTES} images are unreadable too")
 
 

@@ -13,10 +13,12 @@ from datasets.errors import DataError as DataError
 
 
 class SampleKey(NamedTuple):
-    """What a training sampler yields: which image, and in which epoch (augmentation follows from both)."""
+    """What a training sampler yields: which image, and in which epoch (augmentation follows from all three)."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a key
+    copy: int = 0
+    """Number of the image among its repeats in the epoch"""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""Logs of a run: log.txt, metrics.jsonl and TensorBoard events, written by rank 0."""
+"""Logs of a run: log.txt, metrics.jsonl, metrics.csv and TensorBoard events, written by rank 0."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -25,6 +27,8 @@ Item = TypeVar("Item")
 
 class RunLogger:
     """Writer of `log.txt`, `metrics.jsonl` and `tensorboard/` in the run folder; appends to existing files.
+
+    `metrics.csv` is made of `metrics.jsonl`, after each evaluation and at the end.
 
     folder    the run folder; created if missing
     is_main   False: every method does nothing, and no file or folder is created
@@ -77,6 +81,8 @@ class RunLogger:
             writer = self._summary_writer()
             for name, value in numbers.items():
                 writer.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "evaluation":
+            self._write_table()
 
     def image(self, tag: str, step: int, image: Image.Image | np.ndarray) -> None:
         """Write a TensorBoard image: a PIL image or (H, W, 3) uint8 RGB. Raises ValueError for other arrays."""
@@ -112,8 +118,15 @@ class RunLogger:
                 _replace_text(path, "".join(kept))
             self.say(f"{path.name}: {counted(len(lines) - len(kept), 'record')} after step {step} dropped")
 
+    def _write_table(self) -> None:
+        path = self._metrics_file.with_suffix(".csv")
+        with naming(path):
+            _replace_text(path, metrics_table(self._metrics_file))
+
     def close(self) -> None:
         """Flush and close the files; later calls do nothing."""
+        if self._metrics is not None:
+            self._write_table()
         if self._events is not None:
             with naming(self._events_folder):
                 self._events.close()
@@ -138,6 +151,18 @@ class RunLogger:
 
             self._events = SummaryWriter(str(self._events_folder), purge_step=self._purge_step, flush_secs=30)
         return self._events
+
+
+def metrics_table(path: Path) -> str:
+    """A metrics file as CSV: a row per record, a column per name; cells of other kinds of records are empty."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    names = dict.fromkeys(["kind", "step", *(name for record in records for name in record)])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 @contextmanager

@@ -133,10 +133,13 @@ class Trainer:
                 f"already finished: {self.progress.epoch} of {counted(epochs, 'epoch')}; raise optim.epochs to resume"
             )
             return
+        if self.stopped_early:
+            self.logger.say(f"already finished: {self._early()}; raise optim.early_stop to resume")
+            return
         self.run_folder.require_space(checkpoint_bytes(self.detector, averaged=self.average is not None))
         learner = self._learner()
         with self.stop:
-            while self.progress.epoch < epochs or not self.progress.evaluated:
+            while (self.progress.epoch < epochs and not self.stopped_early) or not self.progress.evaluated:
                 if self.progress.evaluated:
                     self._train_epoch(learner)
                     self._save()
@@ -144,6 +147,15 @@ class Trainer:
                     raise self.stop.interrupted()
                 if not self.progress.evaluated:
                     self._evaluate()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `optim.early_stop` ends the training, an epoch that has begun aside."""
+        patience = self.config.optim.early_stop
+        return 0 < patience <= self.progress.stale and self.progress.batch == 0 and self.progress.evaluated
+
+    def _early(self) -> str:
+        return f"{counted(self.progress.stale, 'evaluation')} without an AP above {self.progress.best_score:.4f}"
 
     def _train_epoch(self, learner: Learner) -> None:
         """Train to the end of the epoch, or until all ranks agree to stop."""
@@ -190,9 +202,12 @@ class Trainer:
         with self.stop.at_once():  # last.pth is written already
             score = self.evaluate(self.progress.step)
         better = score > self.progress.best_score
+        self.progress.stale = 0 if better else self.progress.stale + 1
         self.progress.best_score = max(score, self.progress.best_score)
         self.progress.evaluated = True
         self._save(best=better)
+        if self.stopped_early and self.progress.epoch < self.config.optim.epochs:
+            self.logger.say(f"stopped early, after epoch {self.progress.epoch}: {self._early()}")
 
     def _save(self, *, best: bool = False) -> None:
         states = gather_rows(random_state(self.processes.device)[None], self.processes)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engine.checkpoints.sealed_file import CheckpointError, DamagedError, is_sealed, read_archive, write_archive
 
-FORMAT = 5
-FORMATS = (1, 2, 3, 4, FORMAT)
+FORMAT = 6
+FORMATS = (1, 2, 3, 4, 5, FORMAT)
 """Formats that are read; `upgrade` turns the earlier ones into FORMAT"""
 QUERY_TABLES = ("content_queries.weight", "query_maker.content.weight")
 
@@ -40,6 +40,8 @@ class Progress:
     """Best evaluation so far; -1 before the first"""
     evaluated: bool = True
     """Whether the evaluation due after the last finished epoch is done"""
+    stale: int = 0
+    """Evaluations since the best one"""
 
     def advance(self, *, batches: int) -> None:
         """Count an optimiser step of so many batches."""
@@ -157,6 +159,7 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     2   no average, meter, training data digest, time, or counts of skipped steps and replaced images
     3   the fields of Progress are entries of their own, as in 1 and 2
     4   no category ids or resize factor, as in 1 to 3
+    5   no count of evaluations since the best one, as in 1 to 4
     """
     upgraded = dict(content)
     if content["format"] == 1:
@@ -169,6 +172,8 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
         upgraded["progress"] = {name: upgraded.pop(name) for name in names}
     if content["format"] <= 4:
         upgraded |= {"category_ids": [], "resize_factor": 0.0}
+    if content["format"] <= 5 and isinstance(upgraded.get("progress"), Mapping):
+        upgraded["progress"] = {"stale": 0, **upgraded["progress"]}
     return upgraded | {"format": FORMAT}
 
 

@@ -12,6 +12,7 @@ from datasets.build import build_train_loader
 from datasets.coco import CocoDetection
 from datasets.density import median_resize_factor
 from datasets.loading import worker_failures_named
+from datasets.samplers import TrainSampler
 from engine.checkpoints.folder_use import require_folder
 from engine.checkpoints.run_folder import Resumption, RunFolder
 from engine.commands.analyze import write_training_report
@@ -85,7 +86,7 @@ def train(config: Config, start: Resumption | None, processes: Processes, *, all
             stop=stop,
         )
         begin(trainer, start, folder)
-        record_start(config, splits, model, processes, logger, folder)
+        record_start(config, splits, model, loader.batch_sampler, processes, logger, folder)
         trainer.fit()
         evaluator.report(run_folder.last)
         untrained = splits.training.dropped | splits.training.skipped
@@ -146,12 +147,20 @@ def training_data(dataset: CocoDetection, data: DataConfig) -> TrainingData:
 
 
 def record_start(
-    config: Config, splits: Splits, model: StartingModel, processes: Processes, logger: RunLogger, folder: Path
+    config: Config,
+    splits: Splits,
+    model: StartingModel,
+    sampler: object,
+    processes: Processes,
+    logger: RunLogger,
+    folder: Path,
 ) -> None:
     """Log what is about to run, and write its config.yaml."""
     if config.runtime.deterministic and processes.device.type == "cuda":
         logger.say(GPU_NOTICE)
     data = "\n".join([str(splits.training.statistics()), *splits.training.remarks()])
+    if isinstance(sampler, TrainSampler) and sampler.repeats is not None:
+        data += f"\n{sampler.epoch_images:,} images in an epoch: those with rare classes are repeated"
     announce(
         logger,
         name=config.model.detector,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from datasets.samplers import EvalSampler, TrainSampler
+from datasets.samplers import EvalSampler, TrainSampler, repeat_factors
 from datasets.structures import SampleKey
 
 SIZES = (0, 1, 2, 5, 7)
@@ -81,3 +82,50 @@ def test_an_epoch_goes_on_from_any_batch(start: int) -> None:
     assert len(sampler) == 4
     sampler.set_epoch(2)  # the next time from its first batch
     assert list(sampler) == whole
+
+
+# ---- repeat-factor sampling
+
+
+def test_repeat_factors_are_those_of_lvis() -> None:
+    classes = [np.array(each, np.int64) for each in ([0], [0, 0, 1], [0], [], [0, 2], [0], [0], [0])]
+    # Shares of the 8 images: 7/8, 1/8, 1/8; with a threshold of 1/2 the rare ones get sqrt(4) = 2.
+    np.testing.assert_allclose(repeat_factors(classes, 0.5), [1, 2, 1, 1, 2, 1, 1, 1])
+    np.testing.assert_allclose(repeat_factors(classes, 0.125), np.ones(8))
+    np.testing.assert_allclose(repeat_factors([np.zeros(0, np.int64)] * 3, 1.0), np.ones(3))
+    np.testing.assert_allclose(repeat_factors([classes[1], classes[3]], 1.0), [np.sqrt(2), 1])  # class 2 in no image
+
+
+@pytest.mark.parametrize("world_size", RANKS)
+def test_repeated_images_are_seen_as_often_as_asked(world_size: int) -> None:
+    repeats = np.array([1.0, 2.5, 1.2, 4.0, 1.0, 1.1])
+    samplers = [
+        TrainSampler(num_images=6, batch_size=2, rank=r, world_size=world_size, seed=3, repeats=repeats)
+        for r in range(world_size)
+    ]
+    seen: Counter[int] = Counter()
+    for epoch in range(400):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        batches = [list(sampler) for sampler in samplers]
+        assert all(len(each) == len(sampler) for each, sampler in zip(batches, samplers, strict=True))
+        keys = [key for each in batches for batch in each for key in batch]
+        assert {key.index for key in keys} == set(range(6))
+        if world_size == 1:
+            assert len(keys) == 11 == samplers[0].epoch_images
+            assert len(set(keys)) == 11  # repeats are augmented each in its own way
+        seen.update(key.index for key in keys)
+    if world_size == 1:
+        np.testing.assert_allclose([seen[i] / 400 for i in range(6)], repeats * 11 / repeats.sum(), atol=0.1)
+
+
+def test_repeats_depend_on_seed_and_epoch_and_resume_inside_one() -> None:
+    def order(seed: int, epoch: int, start: int = 0) -> list[list[SampleKey]]:
+        sampler = TrainSampler(num_images=9, batch_size=2, seed=seed, repeats=np.linspace(1, 3, 9))
+        sampler.set_epoch(epoch, start)
+        return list(sampler)
+
+    assert order(1, 5) == order(1, 5)
+    assert order(1, 5) != order(1, 6)
+    assert order(1, 5) != order(2, 5)
+    assert order(1, 5, 4) == order(1, 5)[4:]

@@ -13,6 +13,7 @@ import torch
 import main
 from engine.checkpoints.checkpoint import load_checkpoint
 from engine.commands import analyze
+from engine.commands.train import RunEvaluator
 from tests.support.tiny_run import write_experiment
 
 ROOT = Path(main.__file__).parent
@@ -43,7 +44,15 @@ def flat_tensors(value: object, name: str = "") -> dict[str, torch.Tensor]:
 def test_a_run_leaves_everything_and_its_checkpoint_gives_the_same_numbers(experiment: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     run(experiment, output, "evaluation.gallery_images=2")
-    for name in ("config.yaml", "last.pth", "best.pth", "log.txt", "metrics.jsonl", "evaluation/gallery.png"):
+    for name in (
+        "config.yaml",
+        "last.pth",
+        "best.pth",
+        "log.txt",
+        "metrics.jsonl",
+        "metrics.csv",
+        "evaluation/gallery.png",
+    ):
         assert (output / name).is_file(), name
     assert list((output / "tensorboard").iterdir())
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -83,7 +92,8 @@ def test_stopping_and_resuming_gives_bit_identical_weights(
     last = tmp_path / "parts" / "last.pth"
     assert main.main(["--resume", str(last), "--set", "optim.epochs=3"]) == 0
     whole, parts = load_checkpoint(tmp_path / "whole" / "last.pth"), load_checkpoint(last)
-    assert replace(whole.progress, seconds=0.0) == replace(parts.progress, seconds=0.0)
+    evaluations = {"seconds": 0.0, "stale": 0}  # the parts are evaluated once more, where they stop
+    assert replace(whole.progress, **evaluations) == replace(parts.progress, **evaluations)
     for name in ("model", "optimizer", "random_states"):
         expected, found = flat_tensors(getattr(whole, name)), flat_tensors(getattr(parts, name))
         assert expected.keys() == found.keys()
@@ -113,6 +123,27 @@ def test_a_finished_run_says_so(experiment: Path, tmp_path: Path, capsys: pytest
     run(experiment, tmp_path / "run", "optim.epochs=1")
     assert main.main(["--resume", str(tmp_path / "run" / "last.pth")]) == 0
     assert "already finished" in capsys.readouterr().out
+
+
+def test_a_training_ends_early_without_a_better_evaluation(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter([0.2, 0.3, 0.3, 0.1, 0.4, 0.1])
+    monkeypatch.setattr(RunEvaluator, "__call__", lambda self, step: next(scores))
+    output = tmp_path / "run"
+    run(experiment, output, "optim.epochs=9", "evaluation.every_epochs=1", "optim.early_stop=2")
+    assert "stopped early, after epoch 4: 2 evaluations without an AP above 0.3000" in capsys.readouterr().out
+    progress = load_checkpoint(output / "last.pth").progress
+    assert (progress.epoch, progress.stale, progress.best_score) == (4, 2, 0.3)
+    assert load_checkpoint(output / "best.pth").progress.epoch == 2
+
+    last = str(output / "last.pth")
+    assert main.main(["--resume", last]) == 0
+    said = "already finished: 2 evaluations without an AP above 0.3000; raise optim.early_stop to resume"
+    assert said in capsys.readouterr().out
+    assert main.main(["--resume", last, "--set", "optim.early_stop=3", "optim.epochs=6"]) == 0
+    progress = load_checkpoint(output / "last.pth").progress
+    assert (progress.epoch, progress.stale, progress.best_score) == (6, 1, 0.4)
 
 
 @pytest.mark.parametrize("fixed", ["model.d3q=null", "model.denoising=null"])

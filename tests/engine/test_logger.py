@@ -1,7 +1,9 @@
 """Run logs: files, silence of other processes, rewinding on resume."""
 
+import csv
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.logger import RunLogger, progress
+from engine.logger import RunLogger, metrics_table, progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +37,26 @@ def record_steps(folder: Path, steps: list[int], value: float, rewind: int | Non
             logger.rewind(rewind)
         for step in steps:
             logger.record("train", step, {"loss": value})
+
+
+def test_the_records_as_a_table(tmp_path: Path) -> None:
+    with RunLogger(tmp_path, is_main=True) as logger:
+        logger.record("train", 1, {"loss": 2.5, "lr": math.nan})
+        assert not (tmp_path / "metrics.csv").exists()
+        logger.record("evaluation", 1, {"mAP": 0.25, 'a "name", quoted': 1})
+        assert (tmp_path / "metrics.csv").is_file()
+        logger.record("train", 2, {"loss": 1.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # of a killed run
+    assert metrics_table(tmp_path / "metrics.jsonl") == (tmp_path / "metrics.csv").read_text()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    empty = {"loss": "", "lr": "", "mAP": "", 'a "name", quoted': ""}
+    assert rows == [
+        {"kind": "train", "step": "1", **empty, "loss": "2.5"},
+        {"kind": "evaluation", "step": "1", **empty, "mAP": "0.25", 'a "name", quoted': "1.0"},
+        {"kind": "train", "step": "2", **empty, "loss": "1.5"},
+    ]
 
 
 def test_records_are_readable_while_the_run_goes_on(tmp_path):

@@ -59,10 +59,12 @@ SINCE_FORMAT_5 = ("category_ids", "resize_factor")
 def content_of(format: int) -> dict[str, Any]:
     """CHECKPOINT as the code of that time wrote it."""
     content = CHECKPOINT.content()
+    del content["progress"]["stale"]
     progress = {} if format > 3 else content.pop("progress")
     content |= {**progress, "format": format}
     lacking = {1: SINCE_FORMAT_2 + SINCE_FORMAT_3, 2: SINCE_FORMAT_3}.get(format, ())
-    return {name: value for name, value in content.items() if name not in (*lacking, *SINCE_FORMAT_5)}
+    lacking += SINCE_FORMAT_5 if format < 5 else ()
+    return {name: value for name, value in content.items() if name not in lacking}
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -70,7 +72,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     torch.save(content, path) if content["format"] == 1 else write_archive(path, content)
 
 
-@pytest.mark.parametrize("format", [1, 2, 3, 4])
+@pytest.mark.parametrize("format", [1, 2, 3, 4, 5])
 def test_files_of_earlier_formats_are_upgraded(tmp_path: Path, format: int) -> None:
     path = tmp_path / "last.pth"
     write(path, content_of(format))
@@ -82,10 +84,12 @@ def test_files_of_earlier_formats_are_upgraded(tmp_path: Path, format: int) -> N
         2: replace(SAVED, replaced=0, seconds=0.0),
         3: SAVED,
         4: SAVED,
+        5: SAVED,
     }
     assert (found.progress, found.batches) == (expected[format], kept)
     assert found.average.keys() == (CHECKPOINT.average.keys() if format >= 3 else set())
-    assert (found.category_ids, found.resize_factor) == ([], 0.0)  # unknown
+    known = (CHECKPOINT.category_ids, CHECKPOINT.resize_factor) if format >= 5 else ([], 0.0)
+    assert (found.category_ids, found.resize_factor) == known
     save_checkpoint(path, found)
     assert load_checkpoint(path).progress == found.progress
 
@@ -108,7 +112,7 @@ def test_what_an_earlier_format_should_hold_is_not_made_up(tmp_path: Path, forma
         ({"progress": vars(Progress()) | {"step": 1.5}}, "not written by this project: progress.step of another type"),
         ({"progress": vars(Progress()) | {"evaluated": 1}}, "progress.evaluated of another type"),
         ({"progress": [1, 2]}, "not written by this project: progress of another type"),
-        ({"format": 6}, r"not a checkpoint of this project \(format 5\)"),
+        ({"format": 7}, r"not a checkpoint of this project \(format 6\)"),
     ],
 )
 def test_progress_of_another_shape_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
