@@ -21,7 +21,17 @@ from tests.support.tiny_run import write_experiment
 
 STEPS = 6
 """Of the whole run: five images in batches of two, two epochs"""
-SETTINGS = ["optim.epochs=2", "optim.lr_drop_epochs=[1]", "evaluation.every_epochs=1"]
+AUGMENTATION = [
+    "data.vertical_flip_prob=0.5",
+    "data.rotate_prob=0.5",
+    "data.scale_jitter=[0.6,1.6]",
+    "data.crop_size=[40,40]",
+    "data.brightness=0.3",
+    "data.repeat_threshold=0.5",
+]
+"""All that there is; an epoch repeats one of the three images with objects: six images"""
+SETTINGS = ["optim.epochs=2", "optim.lr_drop_epochs=[1]", "evaluation.every_epochs=1", "optim.early_stop=9"]
+SETTINGS += AUGMENTATION
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +154,13 @@ def test_average_several_batches_a_step_and_records_of_several_steps_resume_as_w
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Five images one by one, two per step, so the third step of an epoch has one; a record of five steps."""
-    settings = ["data.batch_size=1", "optim.accumulate_steps=2", "optim.ema_decay=0.9", "runtime.log_every=5"]
+    settings = [
+        "data.repeat_threshold=0",
+        "data.batch_size=1",
+        "optim.accumulate_steps=2",
+        "optim.ema_decay=0.9",
+        "runtime.log_every=5",
+    ]
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert main.main(arguments(experiment, whole, *settings)) == 0
     stop_at_step(stop, monkeypatch)
@@ -324,7 +340,7 @@ def test_inside_an_epoch_the_batches_must_be_the_same(
         stop_at_step(1, patch)
         assert main.main(arguments(experiment, folder)) == 75
     assert main.main(["--resume", str(folder / "last.pth"), "--set", "data.batch_size=1"]) == 4
-    assert "inside an epoch of 3 batches, this run has 5" in capsys.readouterr().err
+    assert "inside an epoch of 3 batches, this run has 6" in capsys.readouterr().err
 
 
 def test_a_folder_in_use_ends_a_run_with_the_code_of_usage(
