@@ -118,14 +118,15 @@ def _class_lists(
         of_class = np.flatnonzero(matches.labels == k)
         listed = of_class[np.argsort(-matches.scores[of_class], kind="stable")]
         place = np.flatnonzero(matches.column[listed] >= 0)
-        column = matches.column[listed[place]]
+        column, all_images = matches.column[listed[place]], image[listed]
+        candidate_images = all_images[place]
         yield [
             _Lists(
                 hits=matches.states[a][:, column] == TRUE_POSITIVE,
                 false=matches.states[a][:, column] == FALSE_POSITIVE,
-                image=image[listed[place]],
+                image=candidate_images,
                 background=matches.in_area[a, listed] & (matches.column[listed] < 0),
-                all_images=image[listed],
+                all_images=all_images,
                 place=place,
                 objects=objects[:, k, a],
             )
