@@ -265,7 +265,7 @@ def test_a_tree_becomes_a_data_set(name: str, tmp_path: Path, capsys: pytest.Cap
         assert sheet.width > 300
 
 
-@pytest.mark.parametrize("name", ["darknet", "visdrone", "dota"])
+@pytest.mark.parametrize("name", ["darknet", "visdrone", "dota", "voc", "coco", "csv"])
 def test_the_experiment_checks_trains_and_evaluates(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ignored objects and regions among them. Without the backbone's weights, and smaller."""
     monkeypatch.chdir(tmp_path)

@@ -1,11 +1,13 @@
-"""Every kind: `auto` recognises its tree, and the experiment that is written loads."""
+"""Every kind: `auto` recognises its tree, and the experiment that is written loads, trains and evaluates."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import main
 from configs.loader import load_config
 from scripts import prepare
 from scripts.support.experiment import advise_tiles, choose_image_size
@@ -45,6 +47,24 @@ def test_the_experiment_loads(name: str, more: list[str], tmp_path: Path, capsys
     assert config.model.num_classes == len(manifest["classes"])
     assert config.data.root == str(tmp_path / "mine")
     assert (tmp_path / "mine" / "samples.jpg").is_file()
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_experiment_trains_and_evaluates(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the backbone's weights, and smaller; the other kinds: `test_prepare.py`."""
+    monkeypatch.chdir(tmp_path)
+    kind, tree = TREES[name]
+    tree(tmp_path / "any name")
+    run("auto", tmp_path / "any name", Path("mine"), "--small")
+    settings = ["model.backbone.weights=null", "optim.epochs=2", "optim.lr_drop_epochs=[]", "runtime.device=cpu"]
+    settings += ["evaluation.gallery_images=0", "evaluation.every_epochs=2", "data.image_size=[64,64]"]
+    settings += ["data.batch_size=1", "data.num_workers=0"]
+    assert main.main(["--config", "mine/dino_d3q_mine.yaml", "--set", *settings]) == 0
+    report = json.loads(Path("runs/dino_d3q_mine/evaluation/evaluation.json").read_text())
+    assert report["step"] >= 2
+    assert 0 <= (report["detection"]["mAP"] or 0) <= 1
+    classes = json.loads(Path("mine/manifest.json").read_text())["classes"]
+    assert report["fingerprint"]["classes"] == classes
 
 
 @pytest.mark.parametrize(
