@@ -389,6 +389,11 @@ class DataConfig:
     repeat_threshold: float = 0.0
     """Repeat-factor sampling: images with a class that fewer than this share of the images have are seen more often in
     an epoch, sqrt(threshold / share) times; 0 for none. LVIS uses 0.001, few classes need more, such as 0.2."""
+    copy_paste_prob: float = 0.0
+    """Probability that objects of rare classes are copied from another image, with the pixels around them, to free
+    places of a training image; at most 10."""
+    copy_paste_share: float = 0.1
+    """Rare classes of copy_paste_prob: those that fewer than this share of the images have."""
     batch_size: int = 1
     """Images per process and step."""
     num_workers: int = 2
@@ -406,6 +411,7 @@ class DataConfig:
         require_positive(self, "batch_size", "max_image_pixels")
         require_not_negative(self, "num_workers", "worker_timeout", "brightness")
         require_probability(self, "flip_prob", "vertical_flip_prob", "rotate_prob", "repeat_threshold")
+        require_probability(self, "copy_paste_prob", "copy_paste_share")
         require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")
         if self.crop_size is not None:
             require(min(self.crop_size) >= 16, "crop_size", f"sides must be >= 16 px, got {list(self.crop_size)}")

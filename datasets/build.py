@@ -78,6 +78,8 @@ def build_dataset(
     )
     dataset.check_files(found, follow_links=data.follow_links)
     check_aspects(dataset, size=data.image_size, findings=found)
+    if training and data.copy_paste_prob > 0:
+        dataset.paste_rare_objects(p=data.copy_paste_prob, share=data.copy_paste_share, findings=found)
     if findings is None:
         found.raise_errors()
     if data.cache_images == "memory":

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from datasets.annotations.table import BadAnnotationPolicy, read_annotations
 from datasets.annotations.usable import clipped_corners, clipped_sizes, find_usable, owners_of
+from datasets.copy_paste import CopyPaste, rare_classes
 from datasets.findings import Findings
 from datasets.images.cache import CacheTooLargeError, ImageCache
 from datasets.images.checks import check_places
@@ -52,6 +53,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     raises DataError at construction for a file that cannot be used, at `dataset[key]` for an unusable image.
     """
+
+    _copy_paste: CopyPaste | None = None
 
     def __init__(
         self,
@@ -120,14 +123,12 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, Target]:
         """Image (3, h, w) float32 and its Target; a plain int is a key of epoch 0."""
         epoch, index, copy = key if isinstance(key, tuple) else SampleKey(0, key)
-        position, objects = self._locate(index)
-        usable = np.arange(objects.start, objects.stop)[self._usable[objects]]
+        position, _ = self._locate(index)
         image_id = int(self.table.image_ids[position])
-        sample = Sample(
-            image=self.read_image(index),
-            boxes=torch.from_numpy(clipped_corners(self.table, position, usable).astype(np.float32)),
-            labels=torch.from_numpy(self.table.labels[usable]),
-        )
+        boxes, labels = self._usable_objects(index)
+        sample = Sample(image=self.read_image(index), boxes=torch.from_numpy(boxes), labels=torch.from_numpy(labels))
+        if self._copy_paste is not None:
+            sample = self._copy_paste(sample, index, np.random.default_rng((self.seed, epoch, image_id, copy, 1)))
         seed = (self.seed, epoch, image_id, copy)[: 4 if copy else 3]
         sample = self.transforms(sample, np.random.default_rng(seed))
         if not isinstance(sample.image, Tensor):
@@ -170,6 +171,24 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 f"set data.cache_images: none"
             ) from None
 
+    def paste_rare_objects(self, *, p: float, share: float, findings: Findings) -> None:
+        """Copy-paste from now on, with probability p, objects of classes that fewer than a share of the images have.
+
+        findings   gets an error if there is no such class
+        """
+        labels = [np.unique(self.usable_labels(index)) for index in range(len(self))]
+        shares = np.bincount(np.concatenate(labels), minlength=len(self.categories)) / len(self)
+        images = np.repeat(np.arange(len(self)), self.objects_per_image)
+        every = np.concatenate([self.usable_labels(index) for index in range(len(self))])
+        rare = {int(label): images[every == label] for label in rare_classes(shares, share)}
+        if not rare:
+            message = f"{self.table.path}: data.copy_paste_share: no class is in less than {share:g} of the images"
+            findings.add("error", "no_rare_class", message, hint="raise it, or set data.copy_paste_prob: 0")
+            return
+        self._copy_paste = CopyPaste(
+            p=p, objects=rare, read=self.read_image, usable=self._usable_objects, annotated=self._annotated
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the images' ids, names and sizes and of all their objects, equal for the same data."""
@@ -199,6 +218,17 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """(N,) of the objects that a training sees."""
         _, objects = self._locate(index)
         return self.table.labels[objects][self._usable[objects]]
+
+    def _usable_objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 4) float32 xyxy clipped to the image, and (N,) labels, of the objects that a training sees."""
+        position, objects = self._locate(index)
+        usable = np.arange(objects.start, objects.stop)[self._usable[objects]]
+        return clipped_corners(self.table, position, usable).astype(np.float32), self.table.labels[usable]
+
+    def _annotated(self, index: int) -> np.ndarray:
+        """(M, 4) xyxy of all objects of the file: crowds, ignored and unusable ones too."""
+        boxes = self.table.boxes[self._locate(index)[1]]
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
     def ground_truth(self, index: int) -> GroundTruth:
         """The image's objects as in the file: nothing clipped, nothing dropped except what `skipped` counts."""

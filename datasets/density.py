@@ -6,6 +6,7 @@ from torch import Tensor
 from configs.schema import DataConfig
 from datasets.coco import CocoDetection
 from datasets.collate import collate
+from datasets.copy_paste import MOST_PASTED
 from datasets.scaling import resized_shape
 from datasets.structures import Batch, DataError, SampleKey, Target
 
@@ -73,6 +74,8 @@ def densest_shapes(dataset: CocoDetection, data: DataConfig) -> tuple[tuple[int,
     counts = [int(dataset.objects_per_image[index]) for index in densest]
     if data.crop_size is not None:
         counts = [_most_in_window(dataset, index, shapes[index] * smallest, window) for index in densest]
+    if data.copy_paste_prob > 0:
+        counts = [count + MOST_PASTED for count in counts]
     height, width = largest.tolist()
     return (height, width), counts
 

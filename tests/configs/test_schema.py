@@ -111,6 +111,8 @@ def test_corrected_scores_need_a_softmax_and_a_background_with_weight() -> None:
         ("data.flip_prob=2", "data.flip_prob"),
         ("data.vertical_flip_prob=-1", "data.vertical_flip_prob"),
         ("data.rotate_prob=1.1", "data.rotate_prob"),
+        ("data.copy_paste_prob=1.1", "data.copy_paste_prob"),
+        ("data.copy_paste_share=-0.1", "data.copy_paste_share"),
         ("data.scale_jitter=[1.5, 0.5]", "data.scale_jitter"),
         ("data.scale_jitter=[0, 1]", "data.scale_jitter"),
         ("data.bands=[0, 1, 2]", "data.bands"),
