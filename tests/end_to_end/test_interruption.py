@@ -28,6 +28,8 @@ AUGMENTATION = [
     "data.crop_size=[40,40]",
     "data.brightness=0.3",
     "data.repeat_threshold=0.5",
+    "data.copy_paste_prob=0.9",
+    "data.copy_paste_share=1",
 ]
 """All that there is; an epoch repeats one of the three images with objects: six images"""
 SETTINGS = ["optim.epochs=2", "optim.lr_drop_epochs=[1]", "evaluation.every_epochs=1", "optim.early_stop=9"]
