@@ -53,7 +53,7 @@ def test_the_experiment_loads(name: str, more: list[str], tmp_path: Path, capsys
 def test_the_experiment_trains_and_evaluates(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the backbone's weights, and smaller; the other kinds: `test_prepare.py`."""
     monkeypatch.chdir(tmp_path)
-    kind, tree = TREES[name]
+    _, tree = TREES[name]
     tree(tmp_path / "any name")
     run("auto", tmp_path / "any name", Path("mine"), "--small")
     settings = ["model.backbone.weights=null", "optim.epochs=2", "optim.lr_drop_epochs=[]", "runtime.device=cpu"]
