@@ -18,6 +18,7 @@ from engine.checkpoints.run_folder import Resumption, RunFolder
 from engine.commands.analyze import write_training_report
 from engine.commands.evaluate import evaluate
 from engine.commands.exit_codes import expected_errors
+from engine.commands.samples import write_samples
 from engine.commands.setup import (
     Splits,
     StartingModel,
@@ -177,5 +178,6 @@ def record_start(
         logger.say(f"warning: {warning}")
     if processes.is_main:
         announce_memory(config, splits.training, processes, logger)
+        write_samples(splits.training, config.data, folder / "samples.jpg")
         with naming(folder / "config.yaml"):
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")

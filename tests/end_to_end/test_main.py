@@ -7,12 +7,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import main
+from configs.loader import load_config
+from datasets.build import build_dataset
 from engine.checkpoints.checkpoint import load_checkpoint
 from engine.commands import analyze
+from engine.commands.resolve import fill_input_statistics
+from engine.commands.samples import write_samples
 from engine.commands.train import RunEvaluator
 from tests.support.tiny_run import write_experiment
 
@@ -51,6 +57,7 @@ def test_a_run_leaves_everything_and_its_checkpoint_gives_the_same_numbers(exper
         "log.txt",
         "metrics.jsonl",
         "metrics.csv",
+        "samples.jpg",
         "evaluation/gallery.png",
     ):
         assert (output / name).is_file(), name
@@ -67,6 +74,22 @@ def test_a_run_leaves_everything_and_its_checkpoint_gives_the_same_numbers(exper
     assert analysis["has_queries"]
     assert "<html" in (output / "evaluation" / "report.html").read_text()
     assert not (output / "evaluation_last" / "report.html").exists()  # of trainings only
+
+
+def test_samples_are_drawn_once_and_skip_what_cannot_be_read(experiment: Path, tmp_path: Path) -> None:
+    config = fill_input_statistics(load_config(experiment, ["data.rotate_prob=0.5", "data.scale_jitter=[0.5,2]"]))
+    dataset = build_dataset(config.data, training=True, seed=0)
+    dataset.path(0).write_bytes(b"no image")
+    sheet, state = tmp_path / "samples.jpg", torch.get_rng_state()
+    write_samples(dataset, config.data, sheet)
+    assert torch.equal(state, torch.get_rng_state())
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image).astype(int)
+    yellow = (pixels[..., 0] > 200) & (pixels[..., 1] > 180) & (pixels[..., 2] < 90)
+    assert yellow.sum() > 300  # boxes
+    drawn = sheet.stat().st_mtime_ns
+    write_samples(dataset, config.data, sheet)
+    assert sheet.stat().st_mtime_ns == drawn
 
 
 def test_a_report_that_cannot_be_written_does_not_fail_the_training(
