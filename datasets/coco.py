@@ -129,7 +129,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         sample = Sample(image=self.read_image(index), boxes=torch.from_numpy(boxes), labels=torch.from_numpy(labels))
         if self._copy_paste is not None:
             sample = self._copy_paste(sample, index, np.random.default_rng((self.seed, epoch, image_id, copy, 1)))
-        seed = (self.seed, epoch, image_id, copy)[: 4 if copy else 3]
+        seed = (self.seed, epoch, image_id, copy)[: 4 if copy else 3]  # the first copy as without repeats
         sample = self.transforms(sample, np.random.default_rng(seed))
         if not isinstance(sample.image, Tensor):
             raise TypeError("transforms gave no tensor: end them with Normalize")
@@ -176,10 +176,11 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
         findings   gets an error if there is no such class
         """
-        labels = [np.unique(self.usable_labels(index)) for index in range(len(self))]
-        shares = np.bincount(np.concatenate(labels), minlength=len(self.categories)) / len(self)
-        images = np.repeat(np.arange(len(self)), self.objects_per_image)
-        every = np.concatenate([self.usable_labels(index) for index in range(len(self))])
+        labels = [self.usable_labels(index) for index in range(len(self))]
+        present = np.concatenate([np.unique(each) for each in labels])
+        shares = np.bincount(present, minlength=len(self.categories)) / len(self)
+        images = np.repeat(np.arange(len(self)), [len(each) for each in labels])
+        every = np.concatenate(labels)
         rare = {int(label): images[every == label] for label in rare_classes(shares, share)}
         if not rare:
             message = f"{self.table.path}: data.copy_paste_share: no class is in less than {share:g} of the images"

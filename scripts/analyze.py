@@ -114,32 +114,24 @@ def of_results(options: argparse.Namespace) -> None:
 
 def subject_of_files(options: argparse.Namespace) -> "Subject":
     """What a results file and its annotations hold. Raises DataError."""
-    from datasets.images.decode import ImageFile, read_image
     from datasets.structures import DataError
     from engine.commands.analyze import Subject
-    from engine.metrics.average_precision import detection_metrics, get_protocol, records_from_coco
-    from scripts.evaluate_results import explained, read_annotations, read_results
+    from engine.metrics.average_precision import detection_metrics, get_protocol
+    from scripts.evaluate_results import explained, listed_images, read_listed, read_records
 
-    truth, found = read_annotations(options.annotations), read_results(options.results)
     if options.images is not None and not options.images.is_dir():
         raise UsageError(f"--images {options.images}: there is no such folder")
-    for path, detections in ((options.annotations, []), (options.results, found)):
-        try:
-            records, category_ids = records_from_coco(truth, detections)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: {explained(error)}") from None
+    truth, category_ids, (records,) = read_records(options.annotations, [options.results])
     try:
         names = {each["id"]: str(each["name"]) for each in truth["categories"]}
-        images = {each["id"]: (str(each["file_name"]), (each["height"], each["width"])) for each in truth["images"]}
     except (KeyError, TypeError) as error:
         raise DataError(f"{options.annotations}: {explained(error)}") from None
+    images = listed_images(truth, options.annotations)
 
     times = Counter(names.values())
 
     def read(index: int) -> "Image.Image":
-        name, size = images[records[index].image_id]
-        entry = f"{options.annotations}: image {records[index].image_id}"
-        return read_image(ImageFile(options.images / name, size=size, entry=entry))
+        return read_listed(images, records[index].image_id, root=options.images, annotations=options.annotations)
 
     protocol = get_protocol(options.protocol or "aitod", options.max_detections)
     return Subject(

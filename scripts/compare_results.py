@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,6 @@ from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from engine.analysis.report.comparison import Pair
     from engine.metrics.protocols import EvaluationProtocol
     from engine.metrics.records import ImageRecord
@@ -99,6 +98,8 @@ def require_usage(options: argparse.Namespace) -> None:
         raise UsageError("--html needs --annotations FILE: the objects that both were compared with")
     if options.html is None and (options.annotations or options.images):
         raise UsageError("--annotations and --images go with --html")
+    if options.images is not None and not options.images.is_dir():
+        raise UsageError(f"--images {options.images}: there is no such folder")
 
 
 def find_file(path: Path) -> Path:
@@ -156,42 +157,30 @@ def comparison_page(
     names: tuple[str, str],
     rows: Sequence[Sequence[str]],
 ) -> str:
+    from datasets.structures import DataError
     from engine.analysis.bootstrap import RESAMPLES, ResampledAP, paired_intervals
     from engine.analysis.report.comparison import render_comparison
+    from engine.evaluation.fingerprint import annotations_digest
     from engine.metrics.protocols import get_protocol
+    from scripts.evaluate_results import listed_images, read_records
 
-    truth, results = read_records(options.annotations, dumps, fingerprint["annotations"])
+    truth, _, results = read_records(options.annotations, dumps)
+    if annotations_digest(results[0]) != fingerprint["annotations"]:
+        raise DataError(f"--annotations {options.annotations}: the results were not compared with these objects")
+    images = listed_images(truth, options.annotations)
     protocol = get_protocol(fingerprint["protocol"], fingerprint["limits"]["detections"][-1])
-    num_classes, images = len(fingerprint["classes"]), len(results[0])
+    num_classes = len(fingerprint["classes"])
     first, second = (ResampledAP(records, num_classes, protocol) for records in results)
-    intervals = paired_intervals(first, second, images)
-    pairs = [] if options.images is None else most_different(truth, results, num_classes, protocol, options)
-    subtitle = f"{images:,} images of {options.annotations.name}, protocol {protocol.name}; {RESAMPLES:,} resamples."
+    intervals = paired_intervals(first, second, len(images))
+    pairs = [] if options.images is None else most_different(images, results, num_classes, protocol, options)
+    subtitle = (
+        f"{len(images):,} images of {options.annotations.name}, protocol {protocol.name}; {RESAMPLES:,} resamples."
+    )
     return render_comparison(names, intervals, rows, pairs, subtitle=subtitle)
 
 
-def read_records(
-    annotations: Path, dumps: Sequence[Path], digest: str
-) -> tuple[dict[str, Any], list[list["ImageRecord"]]]:
-    """The annotation file, and the records of each dump. Raises DataError where they do not belong together."""
-    from datasets.structures import DataError
-    from engine.evaluation.fingerprint import annotations_digest
-    from engine.metrics.records import records_from_coco
-    from scripts.evaluate_results import explained, read_annotations, read_results
-
-    truth, results = read_annotations(annotations), []
-    for path, detections in ((annotations, []), *((dump, read_results(dump)) for dump in dumps)):
-        try:
-            results.append(records_from_coco(truth, detections)[0])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: {explained(error)}") from None
-    if annotations_digest(results[0]) != digest:
-        raise DataError(f"--annotations {annotations}: the results were not compared with these objects")
-    return truth, results[1:]
-
-
 def most_different(
-    truth: dict[str, Any],
+    images: dict[int, tuple[str, tuple[int, int]]],
     results: Sequence[Sequence["ImageRecord"]],
     num_classes: int,
     protocol: "EvaluationProtocol",
@@ -201,27 +190,26 @@ def most_different(
     from engine.analysis.atlas import AtlasBuilder
     from engine.analysis.report.comparison import Pair
     from engine.analysis.report.gallery import Shown, gallery_images
+    from engine.metrics.ignored_regions import counted_record
+    from scripts.evaluate_results import read_listed
 
-    if not options.images.is_dir():
-        raise UsageError(f"--images {options.images}: there is no such folder")
     builders = [AtlasBuilder(num_classes, protocol.max_detections[-1], SCORE) for _ in results]
+    results = [[counted_record(record, num_classes, protocol) for record in records] for records in results]
     for builder, records in zip(builders, results, strict=True):
         for record in records:
             builder.add(record, None)
     wrong = [atlas.missed + atlas.false_alarms for atlas in (builder.finish() for builder in builders)]
     change = abs(wrong[1] - wrong[0])
     chosen = [i for i in (-change).argsort(kind="stable")[:PAIRS].tolist() if change[i]]
-    entries = {each["id"]: each for each in truth["images"]}
 
     def shown(builder: AtlasBuilder, record: "ImageRecord") -> Shown:
-        entry = entries[record.image_id]
         return Shown(
             record,
             *builder.explain(record, None),
             starts=None,
             score_threshold=SCORE,
-            image=lambda: read_picture(options, entry),
-            name=str(entry["file_name"]),
+            image=partial(read_listed, images, record.image_id, root=options.images, annotations=options.annotations),
+            name=images[record.image_id][0],
             queries=None,
             estimate=None,
             density=None,
@@ -232,14 +220,6 @@ def most_different(
         for builder, records in zip(builders, results, strict=True)
     ]
     return [Pair(one, two) for one, two in zip(*halves, strict=True)]
-
-
-def read_picture(options: argparse.Namespace, entry: dict[str, Any]) -> "Image":
-    from datasets.images.decode import ImageFile, read_image
-
-    size = (entry["height"], entry["width"])
-    source = f"{options.annotations}: image {entry['id']}"
-    return read_image(ImageFile(options.images / str(entry["file_name"]), size=size, entry=source))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from engine.metrics.records import ImageRecord
 
 DIFFERENT_CODE = 7
@@ -71,12 +73,12 @@ def evaluate(options: argparse.Namespace) -> int:
     def shown(value: float) -> str:
         return "-" if value == -1 else format_percent(value)
 
-    gt, detections = read_annotations(options.annotations), read_results(options.results)
+    gt, category_ids, (records,) = read_records(options.annotations, [options.results])
     protocol = get_protocol(options.protocol, options.max_detections)
-    records, category_ids = read_records(options, gt, detections)
     metrics = detection_metrics(records, num_classes=len(category_ids), protocol=protocol)
     summary = metrics.summary()
-    print(f"{options.results}: {len(detections):,} detections in {len(records):,} images, protocol {protocol.name}")
+    found = sum(len(each.scores) for each in records)
+    print(f"{options.results}: {found:,} detections in {len(records):,} images, protocol {protocol.name}")
     names = {each["id"]: str(each.get("name", each["id"])) for each in gt["categories"]}
     mark = fingerprint(protocol, [names[each] for each in category_ids], annotations_digest(records), scores=AS_GIVEN)
     figures: dict[str, Any] = {"protocol": protocol.name, "detection": summary, "fingerprint": mark}
@@ -88,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.pycocotools:
         from scripts.support.official_metrics import LIMIT, official_summary
 
-        official = figures["pycocotools"] = official_summary(gt, detections, protocol)
+        official = figures["pycocotools"] = official_summary(gt, read_results(options.results), protocol)
         largest = max(abs(value - summary[name]) for name, value in official.items())
         agree = largest <= LIMIT
         heading.append("pycocotools")
@@ -104,21 +106,40 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def read_records(
-    options: argparse.Namespace, gt: dict[str, Any], detections: list[dict[str, Any]]
-) -> tuple[list["ImageRecord"], list[int]]:
-    """`records_from_coco`; raises DataError, naming the file."""
+    annotations: Path, results: Sequence[Path]
+) -> tuple[dict[str, Any], list[int], list[list["ImageRecord"]]]:
+    """Annotation file, its category ids, and the records of each results file. Raises DataError, naming the file."""
     from datasets.structures import DataError
     from engine.metrics.records import records_from_coco
 
+    truth, found = read_annotations(annotations), []
+    for path, detections in ((annotations, []), *((path, read_results(path)) for path in results)):
+        try:
+            records, category_ids = records_from_coco(truth, detections)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: {explained(error)}") from None
+        found.append(records)
+    return truth, category_ids, found[1:]
+
+
+def listed_images(truth: dict[str, Any], annotations: Path) -> dict[int, tuple[str, tuple[int, int]]]:
+    """Name and (height, width) of each image, by its id. Raises DataError."""
+    from datasets.structures import DataError
+
     try:
-        records_from_coco(gt, [])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{options.annotations}: {explained(error)}") from None
-    try:
-        records, category_ids = records_from_coco(gt, detections)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{options.results}: {explained(error)}") from None
-    return records, category_ids
+        return {each["id"]: (str(each["file_name"]), (each["height"], each["width"])) for each in truth["images"]}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{annotations}: {explained(error)}") from None
+
+
+def read_listed(
+    images: dict[int, tuple[str, tuple[int, int]]], image_id: int, *, root: Path, annotations: Path
+) -> "Image":
+    """An image of `listed_images`. Raises DataError."""
+    from datasets.images.decode import ImageFile, read_image
+
+    name, size = images[image_id]
+    return read_image(ImageFile(root / name, size=size, entry=f"{annotations}: image {image_id}"))
 
 
 def explained(error: Exception) -> str:

@@ -73,7 +73,7 @@ class ResampledAP:
         precision = np.full((len(self.lists), len(self.protocol.areas), thresholds), np.nan)
         for k, areas in enumerate(self.lists):
             for a, lists in enumerate(areas):
-                objects = int(weights[lists.objects > 0] @ lists.objects[lists.objects > 0])
+                objects = int(weights @ lists.objects)
                 if objects:
                     precision[k, a] = _average_precisions(lists, weights, objects, recalls)
         singles = [precision[:, 0, t] for t in self._single().values()]

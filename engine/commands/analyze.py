@@ -28,6 +28,7 @@ from engine.distributed.processes import Processes
 from engine.evaluation.evaluate import Evaluation, GatheredPredictions, image_records
 from engine.logger import RunLogger, naming
 from engine.metrics.average_precision import DetectionMetrics, ImageRecord
+from engine.metrics.ignored_regions import counted_record
 
 PUBLISHED = {
     "Deformable DETR, 300 queries": 17.8,
@@ -142,7 +143,7 @@ def analyze(subject: Subject, folder: Path, *, images: int) -> dict[str, Any]:
         max_detections=subject.metrics.protocol.max_detections[-1],
         score_threshold=subject.score_threshold,
     )
-    for record in subject.records(every):
+    for record in _counted(subject, every):
         builder.add(record, subject.starts.get(record.image_id))
     atlas = builder.finish()
     counts = None if subject.counts is None else {k: v if math.isfinite(v) else None for k, v in subject.counts.items()}
@@ -164,6 +165,12 @@ def analyze(subject: Subject, folder: Path, *, images: int) -> dict[str, Any]:
     return analysis
 
 
+def _counted(subject: Subject, indices: Iterable[int]) -> Iterator[ImageRecord]:
+    """Records as the metrics count them."""
+    for record in subject.records(indices):
+        yield counted_record(record, len(subject.class_names), subject.metrics.protocol)
+
+
 def _shown(subject: Subject, atlas: Atlas, builder: AtlasBuilder, wanted: int) -> list[Shown]:
     estimate = subject.per_image.get("by_density")
     errors = np.zeros(len(atlas.objects)) if estimate is None else np.abs(estimate - atlas.objects)
@@ -171,7 +178,7 @@ def _shown(subject: Subject, atlas: Atlas, builder: AtlasBuilder, wanted: int) -
     missed, false_alarms, errors, objects = (x[may] for x in (atlas.missed, atlas.false_alarms, errors, atlas.objects))
     chosen = may.nonzero()[0][chosen_images(missed, false_alarms, errors, objects, wanted)].tolist()
     queries, shown = subject.per_image.get("queries"), []
-    for index, record in zip(chosen, subject.records(chosen), strict=True):
+    for index, record in zip(chosen, _counted(subject, chosen), strict=True):
         starts = subject.starts.get(record.image_id)
         assert subject.read_image is not None
         shown.append(

@@ -90,7 +90,7 @@ def evaluate(
 
     watch           may stop it between batches
     dump            write the detections too
-    record_starts   of the queries, for `analyze_predictions`
+    record_starts   of the queries, for `engine.commands.analyze`
     """
     loader = evaluation_loader(config.data, dataset, processes)
     batches = watch(under_progress(loader, processes))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.metrics.ignored_regions import drop_ignored
+from engine.metrics.ignored_regions import counted_record
 from engine.metrics.matching import (
     FALSE_POSITIVE,
     IGNORED,
@@ -142,8 +142,7 @@ def match_records(
                     f"image {record.image_id}: {field} range from {labels.min()} to {labels.max()}; with "
                     f"{num_classes} classes they must be indices from 0 to {num_classes - 1}, not category ids"
                 )
-        if protocol.ignored_share is not None:
-            record = drop_ignored(record, num_classes, protocol.ignored_share)
+        record = counted_record(record, num_classes, protocol)
         matched[record.image_id] = match_image(
             record,
             num_classes=1 if class_agnostic else num_classes,

@@ -1,4 +1,4 @@
-"""VisDrone's ignored regions: what lies in them is dropped before the matching.
+"""VisDrone's rules for whole images: what lies in ignored regions is dropped before the matching.
 
 Source: VisDrone2018-DET-toolkit, dropObjectsInIgr. There regions are painted on a map of pixels; here areas are exact.
 """
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.metrics.protocols import EvaluationProtocol
 from engine.metrics.records import BoolArray, FloatArray, ImageRecord
 
 
@@ -29,6 +30,18 @@ def drop_ignored(record: ImageRecord, num_classes: int, share: float) -> ImageRe
         scores=record.scores[detections],
         labels=record.labels[detections],
     )
+
+
+def counted_record(record: ImageRecord, num_classes: int, protocol: EvaluationProtocol) -> ImageRecord:
+    """What the protocol counts of a record, where that is not a matter of single classes: without ignored regions, and
+    with the image's best detections of all classes, if it limits those."""
+    if protocol.ignored_share is not None:
+        record = drop_ignored(record, num_classes, protocol.ignored_share)
+    limit = protocol.max_detections[-1]
+    if not protocol.limits_all_classes or len(record.scores) <= limit:
+        return record
+    best = np.sort(np.argsort(-record.scores, kind="stable")[:limit])
+    return replace(record, boxes=record.boxes[best], scores=record.scores[best], labels=record.labels[best])
 
 
 def ignored_regions(record: ImageRecord, num_classes: int) -> BoolArray:

@@ -4,11 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from string import Template
 from typing import Any
 
 from engine.analysis.bootstrap import Interval
-from engine.analysis.report.page import HERE
+from engine.analysis.report.page import render_shell
 from engine.analysis.report.pieces import METRICS, table
 
 
@@ -55,13 +54,12 @@ def render_comparison(
         f'<section id="{name}"><h2>{heading}</h2>{f"<p>{text}</p>" if text else ""}{html}</section>'
         for name, heading, text, html in parts
     )
-    return Template((HERE / "comparison.html").read_text(encoding="utf-8")).substitute(
-        title=f"{first} and {second}",
-        subtitle=escape(subtitle),
-        sentence=escape(sentence(names, intervals)),
-        nav="".join(f'<a href="#{name}">{heading}</a>' for name, heading, _, _ in parts),
+    return render_shell(
+        title=f"{names[0]} and {names[1]}",
+        sentence=sentence(names, intervals),
+        subtitle=subtitle,
+        links=[(name, heading) for name, heading, _, _ in parts],
         sections=body,
-        style=(HERE / "report.css").read_text(encoding="utf-8"),
     )
 
 

@@ -42,9 +42,6 @@ def render_page(record: Mapping[str, Any], gallery: Sequence[Mapping[str, Any]],
     names = {"misses": "Misses", "costs": "Costs", "scores": "Scores", "classes": "Classes", "counts": "Counts"}
     if gallery:
         links.append(("gallery", "Images"))
-    nav = "".join(
-        f'<a href="#{name}">{escape(names.get(name, heading.split()[-1].title()))}</a>' for name, heading in links
-    )
     data = {
         "images": list(gallery),
         "classes": [each["name"] for each in record["classes"]],
@@ -52,19 +49,55 @@ def render_page(record: Mapping[str, Any], gallery: Sequence[Mapping[str, Any]],
         "errors": {name: title for name, (title, _) in ERRORS.items()},
         "threshold": record["score_threshold"],
     }
-    return Template((HERE / "template.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        subtitle=escape(subtitle),
-        sentence=escape(sections.sentence(record)),
-        headline=sections.headline(record),
-        nav=nav,
-        sections=body,
-        gallery_hidden="" if gallery else "hidden",
-        gallery_note=escape(gallery_note(len(gallery), record["images"])),
-        style=(HERE / "report.css").read_text(encoding="utf-8"),
-        script=(HERE / "report.js").read_text(encoding="utf-8"),
-        data=embedded(data),
+    hidden = "" if gallery else "hidden"
+    shown = Template(read("gallery.html")).substitute(
+        hidden=hidden, note=escape(gallery_note(len(gallery), record["images"]))
     )
+    return render_shell(
+        title=title,
+        sentence=sections.sentence(record),
+        subtitle=subtitle,
+        headline=sections.headline(record),
+        links=[(name, names.get(name, heading.split()[-1].title())) for name, heading in links],
+        sections=body + shown,
+        after=Template(read("dialog.html")).substitute(data=embedded(data)),
+        script=read("report.js"),
+    )
+
+
+def render_shell(
+    *,
+    title: str,
+    sentence: str,
+    subtitle: str,
+    links: Sequence[tuple[str, str]],
+    sections: str,
+    headline: str = "",
+    after: str = "",
+    script: str = "",
+) -> str:
+    """A page with style sheet and theme switch; title, sentence and subtitle are plain text, the rest HTML.
+
+    links    id and name of each section
+    after    what follows the main part
+    script   besides the theme's
+    """
+    return Template(read("shell.html")).substitute(
+        title=escape(title),
+        sentence=escape(sentence),
+        subtitle=escape(subtitle),
+        headline=headline,
+        nav="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading in links),
+        sections=sections,
+        after=after,
+        style=read("report.css"),
+        script=read("theme.js") + script,
+    )
+
+
+def read(name: str) -> str:
+    """A file beside this one."""
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def gallery_note(shown: int, images: int) -> str:

@@ -1,16 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const root = document.documentElement;
   const $ = (id) => document.getElementById(id);
-
-  // Theme: the system's, until it is switched.
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  const paint = () => { root.dataset.theme = (chosen ?? dark.matches) ? "dark" : "light"; };
-  dark.addEventListener("change", paint);
-  $("theme").addEventListener("click", () => { chosen = root.dataset.theme !== "dark"; paint(); });
-  paint();
 
   // Tables that sort by a click on a heading.
   for (const table of document.querySelectorAll("table.sortable")) {
@@ -69,7 +60,7 @@
     const width = canvas.clientWidth || parseFloat(canvas.style.width), scale = (width * ratio) / image.width;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(image.height * scale);
-    const pen = canvas.getContext("2d"), style = getComputedStyle(root);
+    const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
     if (picture) {
       pen.imageSmoothingEnabled = scale < 3;
       pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
@@ -191,7 +182,7 @@
     });
   }
   addEventListener("resize", redraw);
-  dark.addEventListener("change", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   // ---- one image, enlarged
   const large = $("large"), stage = large.querySelector(".stage"), canvas = stage.querySelector("canvas");

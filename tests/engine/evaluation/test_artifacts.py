@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from engine.evaluation import artifacts
-from engine.evaluation.artifacts import show_evaluation
+from engine.evaluation.artifacts import saturated_images, show_evaluation
 from engine.evaluation.evaluate import ImagePrediction
 from engine.evaluation.gallery import Picture
 from engine.logger import RunLogger
+from engine.metrics.protocols import AITOD
 from tests.engine.evaluation.test_evaluate import TRUTHS, evaluate_all, prediction
 
 
@@ -82,3 +83,14 @@ def test_without_other_scores_there_is_one_result(tmp_path: Path) -> None:
     numbers = logged(tmp_path, [prediction(truth.image_id, []) for truth in TRUTHS], "published")
     assert not [name for name in numbers if name.startswith(("corrected/", "count/expected_"))]
     assert json.loads((tmp_path / "evaluation.json").read_text())["corrected"] is None
+
+
+def test_images_at_the_detection_limit_are_counted() -> None:
+    boxes = [[float(i), 0.0, i + 8.0, 8.0] for i in range(4)]
+    found = evaluate_all([prediction(t.image_id, boxes if t is TRUTHS[0] else boxes[:2]) for t in TRUTHS]).predictions
+    assert saturated_images(found, replace(AITOD, max_detections=(3, 5))) == 0
+    assert saturated_images(found, replace(AITOD, max_detections=(4,))) == 1
+    assert saturated_images(found, replace(AITOD, max_detections=(2,))) == len(TRUTHS)
+    found.detections[:2, 5] = 1  # two of four have another class
+    assert saturated_images(found, replace(AITOD, max_detections=(3,))) == 0
+    assert saturated_images(found, replace(AITOD, max_detections=(3,), limits_all_classes=True)) == 1

@@ -1,10 +1,12 @@
 """VisDrone's rules on cases worked by hand: limits of an image, ignored regions, ignored objects."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from engine.metrics.average_precision import detection_metrics, get_protocol
-from engine.metrics.ignored_regions import covered_share, ignored_regions
+from engine.metrics.ignored_regions import counted_record, covered_share, ignored_regions
 from engine.metrics.protocols import VISDRONE
 from engine.metrics.records import ImageRecord
 
@@ -87,3 +89,11 @@ def test_an_ignored_object_is_a_crowd_of_its_class() -> None:
 def test_other_protocols_keep_what_lies_inside() -> None:
     image = record([(A, 0), (B, 0)], [(A, 0, 0.9)], region((55, 50, 100, 100)))
     assert detection_metrics([image], 2, get_protocol("coco")).summary()["AR@100"] == 0.5
+
+
+def test_the_analysis_counts_as_the_metrics_do() -> None:
+    inside = [((200.0 + i, 200.0, 5, 5), 1, 0.99) for i in range(3)]
+    image = record([(A, 0), ((201, 200, 5, 5), 1)], [*inside, (A, 0, 0.5), (B, 0, 0.4)], region((190, 190, 50, 50)))
+    kept = counted_record(image, 2, replace(VISDRONE, max_detections=(1,)))
+    assert (kept.scores.tolist(), kept.gt_labels.tolist(), kept.gt_crowd.tolist()) == ([0.5], [0], [False])
+    assert counted_record(image, 2, get_protocol("coco")) is image

@@ -111,6 +111,16 @@ def test_files_that_cannot_be_used(folder: Path, tmp_path: Path, capsys: pytest.
     assert "two results, not 3" in refused(capsys, *three, "--html", tmp_path / "x.html", code=2)
     two = three[:2]
     assert "needs --annotations" in refused(capsys, *two, "--html", tmp_path / "x.html", code=2)
+    missing = [
+        *two,
+        "--html",
+        tmp_path / "x.html",
+        "--annotations",
+        folder / "data/val.json",
+        "--images",
+        tmp_path / "no",
+    ]
+    assert "no: there is no such folder" in refused(capsys, *missing, code=2)
     assert "go with --html" in refused(capsys, *two, "--annotations", folder / "data/val.json", code=2)
 
 
