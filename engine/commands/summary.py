@@ -9,7 +9,7 @@ from engine.evaluation.report import column_heading, format_percent, format_tabl
 from engine.meter import duration
 from engine.wording import counted
 
-HELD = ("best.pth", "last.pth", "metrics.jsonl", "metrics.csv", "log.txt", "evaluation", "tensorboard")
+HELD = ("best.pth", "last.pth", "metrics.jsonl", "metrics.csv", "samples.jpg", "log.txt", "evaluation", "tensorboard")
 
 
 def closing_report(folder: Path, progress: Progress, *, untrained: Mapping[str, int]) -> str:

@@ -58,6 +58,8 @@ def format_figure(value: float | None, *, percent: bool, sign: bool = False) -> 
     if value is None:
         return "-"
     plus = "+" if sign else ""
+    if isinstance(value, int):
+        return format(value, f"{plus},d")
     return (
         format(100 * value, f"{plus}.1f")
         if percent

@@ -54,6 +54,7 @@ def test_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert re.search(r"^ +run_a +b +difference$", said, re.MULTILINE)
     assert re.search(r"^AP, % +\d+\.\d +\d+\.\d +[+-]\d+\.\d$", said, re.MULTILINE)
+    assert re.search(r"^images at the limit +0 +0 +\+0$", said, re.MULTILINE)
     for row in ("AP50 of", "count MAE", "calibration error", "coverage, %"):
         assert row in said
     one, two = json.loads(file.read_text())["figures"].values()
