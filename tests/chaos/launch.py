@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def _run(
     if ranks > 1:
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "localhost"}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and the run would ignore it too
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

@@ -114,6 +114,18 @@ def test_some_kills_and_damaged_files(tmp_path: Path) -> None:
     assert findings[0]["figures"]["unreadable checkpoints"] == 0
 
 
+def test_the_engine_and_the_bare_loop_end_with_the_same_weights(tmp_path: Path) -> None:
+    """A brief run of the throughput experiment; its ratio means nothing at this length."""
+    json_file = tmp_path / "chaos.json"
+    command = [sys.executable, "tests/chaos/experiments.py", "throughput", "--turns", "1", "--steps", "2"]
+    command += ["--json", str(json_file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert json_file.exists(), done.stdout[-3000:] + done.stderr[-3000:]
+    (finding,) = json.loads(json_file.read_text())["findings"]
+    assert [each for each in finding["failures"] if "weights" in each] == []
+
+
 def burn(seconds: float, lane: Connection) -> None:
     def work() -> None:
         start = time.process_time()
