@@ -354,6 +354,14 @@ class DataConfig:
     """(height, width) that images are scaled to fit, keeping their aspect ratio."""
     crop_size: tuple[int, int] | None = None
     """(height, width) of a random training crop after scaling; null for whole images."""
+    keep_empty_crops: float = 1.0
+    """Share of the random crops without objects that are kept, of images with objects; instead of the others, up to 10
+    more are drawn."""
+    mosaic_prob: float = 0.0
+    """Probability that a training image becomes a mosaic: windows of itself and of three random images around a random
+    point, at the scale of image_size."""
+    mosaic_epochs: int | None = None
+    """Mosaics in so many first epochs only; null for all."""
     flip_prob: float = 0.5
     """Probability of a horizontal flip in training."""
     vertical_flip_prob: float = 0.0
@@ -411,10 +419,14 @@ class DataConfig:
         require_positive(self, "batch_size", "max_image_pixels")
         require_not_negative(self, "num_workers", "worker_timeout", "brightness")
         require_probability(self, "flip_prob", "vertical_flip_prob", "rotate_prob", "repeat_threshold")
-        require_probability(self, "copy_paste_prob", "copy_paste_share")
+        require_probability(self, "copy_paste_prob", "copy_paste_share", "mosaic_prob", "keep_empty_crops")
+        require(self.mosaic_epochs is None or self.mosaic_epochs >= 1, "mosaic_epochs", "must be >= 1, or null")
         require(min(self.image_size) >= 16, "image_size", f"sides must be >= 16 px, got {list(self.image_size)}")
         if self.crop_size is not None:
             require(min(self.crop_size) >= 16, "crop_size", f"sides must be >= 16 px, got {list(self.crop_size)}")
+        crops = self.crop_size is not None or self.scale_jitter is not None
+        message = "there are no random crops: set crop_size or scale_jitter too"
+        require(self.keep_empty_crops == 1 or crops, "keep_empty_crops", message)
         if self.scale_jitter is not None:
             low, high = self.scale_jitter
             require(0.1 <= low <= high <= 10, "scale_jitter", f"must be 0.1 <= low <= high <= 10, got {[low, high]}")

@@ -11,15 +11,18 @@ from configs.schema import DataConfig
 from datasets.checks import check_aspects
 from datasets.coco import CocoDetection
 from datasets.collate import collate
+from datasets.copy_paste import build_copy_paste
 from datasets.findings import Findings
 from datasets.images.hints import hint_for_path
 from datasets.images.rasters import RasterOptions, parse_stretch
 from datasets.loading import ImageLoader, ImageReader, WorkerBoard, ignore_job_signals
+from datasets.mosaic import Mosaic
 from datasets.samplers import EvalSampler, TrainSampler, repeat_factors
 from datasets.structures import DataError
 from datasets.transforms import (
     ColorJitter,
     Compose,
+    Mixer,
     Normalize,
     RandomCrop,
     RandomFlip,
@@ -78,8 +81,8 @@ def build_dataset(
     )
     dataset.check_files(found, follow_links=data.follow_links)
     check_aspects(dataset, size=data.image_size, findings=found)
-    if training and data.copy_paste_prob > 0:
-        dataset.paste_rare_objects(p=data.copy_paste_prob, share=data.copy_paste_share, findings=found)
+    if training:
+        dataset.mixers = _build_mixers(dataset, data, found)
     if findings is None:
         found.raise_errors()
     if data.cache_images == "memory":
@@ -135,6 +138,24 @@ def _loader_options(data: DataConfig, *, pin_memory: bool) -> dict[str, Any]:
     }
 
 
+def _build_mixers(dataset: CocoDetection, data: DataConfig, findings: Findings) -> tuple[Mixer, ...]:
+    mixers: list[Mixer] = []
+    if data.copy_paste_prob > 0:
+        paste = build_copy_paste(dataset, p=data.copy_paste_prob, share=data.copy_paste_share, findings=findings)
+        mixers += [] if paste is None else [paste]
+    if data.mosaic_prob > 0:
+        mixers.append(
+            Mosaic(
+                p=data.mosaic_prob,
+                size=data.image_size,
+                images=len(dataset),
+                load=dataset.read_sample,
+                epochs=data.mosaic_epochs,
+            )
+        )
+    return tuple(mixers)
+
+
 def build_eval_transforms(data: DataConfig) -> Compose:
     """What an evaluation does with an image."""
     return _build_transforms(data, training=False)
@@ -149,7 +170,7 @@ def _build_transforms(data: DataConfig, *, training: bool) -> Compose:
             low, high = data.scale_jitter
             transforms = [RandomResize(size=data.image_size, low=low, high=high)]
         if data.crop_size is not None or data.scale_jitter is not None:
-            transforms.append(RandomCrop(size=data.crop_size or data.image_size))
+            transforms.append(RandomCrop(size=data.crop_size or data.image_size, keep_empty=data.keep_empty_crops))
         transforms.append(RandomFlip("horizontal", p=data.flip_prob))
         if data.vertical_flip_prob > 0:
             transforms.append(RandomFlip("vertical", p=data.vertical_flip_prob))

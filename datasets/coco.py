@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from datasets.annotations.table import BadAnnotationPolicy, read_annotations
 from datasets.annotations.usable import clipped_corners, clipped_sizes, find_usable, owners_of
-from datasets.copy_paste import CopyPaste, rare_classes
 from datasets.findings import Findings
 from datasets.images.cache import CacheTooLargeError, ImageCache
 from datasets.images.checks import check_places
@@ -25,7 +24,7 @@ from datasets.images.rasters import RasterOptions, Stretch, read_whole
 from datasets.scaling import size_factors
 from datasets.statistics import DatasetStatistics, summarise
 from datasets.structures import DataError, GroundTruth, SampleKey, Target
-from datasets.transforms import Sample, Transform
+from datasets.transforms import Mixer, Sample, Transform
 
 MANY_DROPPED = 0.1
 """Share of dropped objects above which a warning is given."""
@@ -54,7 +53,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     raises DataError at construction for a file that cannot be used, at `dataset[key]` for an unusable image.
     """
 
-    _copy_paste: CopyPaste | None = None
+    mixers: tuple[Mixer, ...] = ()
+    """Applied to a training image before `transforms`"""
 
     def __init__(
         self,
@@ -122,13 +122,13 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, Target]:
         """Image (3, h, w) float32 and its Target; a plain int is a key of epoch 0."""
-        epoch, index, copy = key if isinstance(key, tuple) else SampleKey(0, key)
+        key = key if isinstance(key, SampleKey) else SampleKey(0, int(key))
+        epoch, index, copy = key
         position, _ = self._locate(index)
         image_id = int(self.table.image_ids[position])
-        boxes, labels = self._usable_objects(index)
-        sample = Sample(image=self.read_image(index), boxes=torch.from_numpy(boxes), labels=torch.from_numpy(labels))
-        if self._copy_paste is not None:
-            sample = self._copy_paste(sample, index, np.random.default_rng((self.seed, epoch, image_id, copy, 1)))
+        sample = self.read_sample(index)
+        for mix in self.mixers:
+            sample = mix(sample, key, np.random.default_rng((self.seed, epoch, image_id, copy, mix.stream)))
         seed = (self.seed, epoch, image_id, copy)[: 4 if copy else 3]  # the first copy as without repeats
         sample = self.transforms(sample, np.random.default_rng(seed))
         if not isinstance(sample.image, Tensor):
@@ -143,6 +143,11 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             original_size=(original_height, original_width),
         )
         return sample.image, target
+
+    def read_sample(self, index: int) -> Sample:
+        """The image with the objects that a training sees, nothing transformed."""
+        boxes, labels = self.usable_objects(index)
+        return Sample(image=self.read_image(index), boxes=torch.from_numpy(boxes), labels=torch.from_numpy(labels))
 
     def read_image(self, index: int) -> Image.Image:
         """Decode the image to RGB, in the frame of its boxes."""
@@ -170,25 +175,6 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 f"{self.table.path}: data.cache_images: memory for {len(self)} images {error}; "
                 f"set data.cache_images: none"
             ) from None
-
-    def paste_rare_objects(self, *, p: float, share: float, findings: Findings) -> None:
-        """Copy-paste from now on, with probability p, objects of classes that fewer than a share of the images have.
-
-        findings   gets an error if there is no such class
-        """
-        labels = [self.usable_labels(index) for index in range(len(self))]
-        present = np.concatenate([np.unique(each) for each in labels])
-        shares = np.bincount(present, minlength=len(self.categories)) / len(self)
-        images = np.repeat(np.arange(len(self)), [len(each) for each in labels])
-        every = np.concatenate(labels)
-        rare = {int(label): images[every == label] for label in rare_classes(shares, share)}
-        if not rare:
-            message = f"{self.table.path}: data.copy_paste_share: no class is in less than {share:g} of the images"
-            findings.add("error", "no_rare_class", message, hint="raise it, or set data.copy_paste_prob: 0")
-            return
-        self._copy_paste = CopyPaste(
-            p=p, objects=rare, read=self.read_image, usable=self._usable_objects, annotated=self._annotated
-        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -220,13 +206,13 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         _, objects = self._locate(index)
         return self.table.labels[objects][self._usable[objects]]
 
-    def _usable_objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def usable_objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(N, 4) float32 xyxy clipped to the image, and (N,) labels, of the objects that a training sees."""
         position, objects = self._locate(index)
         usable = np.arange(objects.start, objects.stop)[self._usable[objects]]
         return clipped_corners(self.table, position, usable).astype(np.float32), self.table.labels[usable]
 
-    def _annotated(self, index: int) -> np.ndarray:
+    def annotated(self, index: int) -> np.ndarray:
         """(M, 4) xyxy of all objects of the file: crowds, ignored and unusable ones too."""
         boxes = self.table.boxes[self._locate(index)[1]]
         return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

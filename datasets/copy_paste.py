@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasets.structures import SampleKey
 from datasets.transforms import Sample
+
+if TYPE_CHECKING:
+    from datasets.coco import CocoDetection
+    from datasets.findings import Findings
 
 MOST_PASTED = 10
 """Objects pasted into an image at most"""
@@ -39,6 +45,8 @@ class CopyPaste:
     Raises DataError, naming the file, if the other image cannot be read.
     """
 
+    stream = 1
+
     def __init__(
         self,
         *,
@@ -53,16 +61,16 @@ class CopyPaste:
         self.p, self.objects = p, objects
         self.read, self.usable, self.annotated = read, usable, annotated
 
-    def __call__(self, sample: Sample, index: int, rng: np.random.Generator) -> Sample:
-        """The sample of image `index`, not resized yet, with what is pasted behind its own objects."""
+    def __call__(self, sample: Sample, key: SampleKey, rng: np.random.Generator) -> Sample:
+        """The sample with what is pasted behind its own objects."""
         if rng.random() >= self.p:
             return sample
         source = int(rng.choice(self.objects[int(rng.choice(list(self.objects)))]))
-        if source == index:
+        if source == key.index:
             return sample
         picture, image = self.read(source), sample.picture.copy()
         boxes, labels = self.usable(source)
-        others, taken = self.annotated(source), self.annotated(index)
+        others, taken = self.annotated(source), self.annotated(key.index)
         pasted: list[NDArray[np.float32]] = []
         kept: list[int] = []
         for row in rng.permutation(np.nonzero(np.isin(labels, list(self.objects)))[0]).tolist():
@@ -81,6 +89,23 @@ class CopyPaste:
         new_boxes = torch.from_numpy(np.stack(pasted))
         new_labels = torch.tensor(kept, dtype=sample.labels.dtype)
         return Sample(image, torch.cat([sample.boxes, new_boxes]), torch.cat([sample.labels, new_labels]))
+
+
+def build_copy_paste(dataset: CocoDetection, *, p: float, share: float, findings: Findings) -> CopyPaste | None:
+    """Copy-paste of the classes that fewer than a share of the images have; without one a finding, and None."""
+    labels = [dataset.usable_labels(index) for index in range(len(dataset))]
+    present = np.concatenate([np.unique(each) for each in labels])
+    shares = np.bincount(present, minlength=len(dataset.categories)) / len(dataset)
+    images = np.repeat(np.arange(len(dataset)), [len(each) for each in labels])
+    every = np.concatenate(labels)
+    rare = {int(label): images[every == label] for label in rare_classes(shares, share)}
+    if not rare:
+        message = f"{dataset.table.path}: data.copy_paste_share: no class is in less than {share:g} of the images"
+        findings.add("error", "no_rare_class", message, hint="raise it, or set data.copy_paste_prob: 0")
+        return None
+    return CopyPaste(
+        p=p, objects=rare, read=dataset.read_image, usable=dataset.usable_objects, annotated=dataset.annotated
+    )
 
 
 def _with_margin(box: NDArray[np.float32], picture: Image.Image) -> NDArray[np.int64]:

@@ -60,7 +60,8 @@ def median_resize_factor(dataset: CocoDetection, data: DataConfig) -> float:
 def densest_shapes(dataset: CocoDetection, data: DataConfig) -> tuple[tuple[int, int], list[int]]:
     """Largest possible training batch: (H, W) of the padded images, px, and the objects of each.
 
-    After the random crop, those of the window with most objects around one of them, at the smallest random scale.
+    After the random crop, those of the window with most objects around one of them, at the smallest random scale. A
+    mosaic counts as the densest image, although windows that all hit a crowd can have more.
     """
     shapes = np.array([resized_shape(height, width, size=data.image_size) for height, width in dataset.image_sizes])
     smallest, biggest = data.scale_jitter or (1.0, 1.0)
@@ -74,6 +75,8 @@ def densest_shapes(dataset: CocoDetection, data: DataConfig) -> tuple[tuple[int,
     counts = [int(dataset.objects_per_image[index]) for index in densest]
     if data.crop_size is not None:
         counts = [_most_in_window(dataset, index, shapes[index] * smallest, window) for index in densest]
+    if data.mosaic_prob > 0:
+        counts = [counts[0]] * len(counts)
     if data.copy_paste_prob > 0:
         counts = [count + MOST_PASTED for count in counts]
     height, width = largest.tolist()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from datasets.scaling import resized_shape
+from datasets.structures import SampleKey
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,19 @@ class Sample:
 
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+CROP_TRIES = 10
+"""Windows drawn instead of one without objects"""
+
+
+class Mixer(Protocol):
+    """Adds parts of other images to a training image, before it is resized."""
+
+    stream: int
+    """Number of its random stream, its own"""
+
+    def __call__(self, sample: Sample, key: SampleKey, rng: np.random.Generator) -> Sample: ...
 
 
 def clip_boxes(boxes: Tensor, *, height: int, width: int) -> Tensor:
@@ -134,14 +148,29 @@ class RandomCrop:
     """Cut a window of at most `size` (h, w) at a random place; an axis shorter than it stays whole.
 
     A box is kept when its centre lies in the window; it is clipped, and dropped below 1 px per side.
+
+    keep_empty   share of the windows without an object that are kept, of images with objects; instead of the others,
+                 up to CROP_TRIES more are drawn
     """
 
-    def __init__(self, *, size: tuple[int, int]) -> None:
+    def __init__(self, *, size: tuple[int, int], keep_empty: float = 1.0) -> None:
         if min(size) < 1:
             raise ValueError(f"size {size} has a side below 1 px")
-        self.size = size
+        if not 0 <= keep_empty <= 1:
+            raise ValueError(f"keep_empty {keep_empty} is not in [0, 1]")
+        self.size, self.keep_empty = size, keep_empty
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        window = self._draw(sample, rng)
+        if self.keep_empty == 1 or len(sample.labels) == 0 or rng.random() < self.keep_empty:
+            return window
+        for _ in range(CROP_TRIES):
+            if len(window.labels):
+                break
+            window = self._draw(sample, rng)
+        return window
+
+    def _draw(self, sample: Sample, rng: np.random.Generator) -> Sample:
         image = sample.picture
         height, width = min(self.size[0], image.height), min(self.size[1], image.width)
         top = int(rng.integers(0, image.height - height + 1))

@@ -113,6 +113,10 @@ def test_corrected_scores_need_a_softmax_and_a_background_with_weight() -> None:
         ("data.rotate_prob=1.1", "data.rotate_prob"),
         ("data.copy_paste_prob=1.1", "data.copy_paste_prob"),
         ("data.copy_paste_share=-0.1", "data.copy_paste_share"),
+        ("data.mosaic_prob=2", "data.mosaic_prob"),
+        ("data.mosaic_epochs=0", "data.mosaic_epochs"),
+        ("data.keep_empty_crops=-1", "data.keep_empty_crops"),
+        ("data.keep_empty_crops=0.5", "data.keep_empty_crops"),  # without random crops
         ("data.scale_jitter=[1.5, 0.5]", "data.scale_jitter"),
         ("data.scale_jitter=[0, 1]", "data.scale_jitter"),
         ("data.bands=[0, 1, 2]", "data.bands"),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from datasets.coco import CocoDetection
-from datasets.copy_paste import MARGIN, MOST_PASTED, CopyPaste
+from datasets.copy_paste import MARGIN, MOST_PASTED, CopyPaste, build_copy_paste
 from datasets.findings import Findings
 from datasets.structures import DataError, SampleKey
 from datasets.transforms import Sample
@@ -35,6 +35,12 @@ def _paster(source: Image.Image, boxes: np.ndarray, labels: np.ndarray, annotate
     )
 
 
+def _paste_of(dataset: CocoDetection, *, p: float) -> CopyPaste:
+    paste = build_copy_paste(dataset, p=p, share=1.0, findings=Findings())
+    assert paste is not None
+    return paste
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_pasted_objects_are_whole_rare_and_cover_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -45,7 +51,7 @@ def test_pasted_objects_are_whole_rare_and_cover_nothing(seed: int) -> None:
     annotated = [np.concatenate([own, crowd]), theirs]
     before = np.array(target)
     sample = Sample(target, torch.from_numpy(own.astype(np.float32)), torch.zeros(len(own), dtype=torch.int64))
-    pasted = _paster(source, theirs, labels, annotated)(sample, 0, np.random.default_rng(seed))
+    pasted = _paster(source, theirs, labels, annotated)(sample, SampleKey(0, 0), np.random.default_rng(seed))
     assert np.array_equal(np.array(target), before), "the image may be in the cache"
     assert torch.equal(pasted.boxes[: len(own)], sample.boxes)
     new = pasted.boxes[len(own) :].numpy()
@@ -73,7 +79,7 @@ def test_an_object_with_another_inside_its_margin_stays() -> None:
     for gap, count in ((MARGIN - 1, 0), (MARGIN, 1)):
         neighbour = np.array([[14.0 + gap, 10, 20, 14]])
         paste = _paster(image, boxes, np.array([RARE]), [np.zeros((0, 4)), np.concatenate([boxes, neighbour])])
-        assert len(paste(sample, 0, np.random.default_rng(0)).boxes) == count
+        assert len(paste(sample, SampleKey(0, 0), np.random.default_rng(0)).boxes) == count
 
 
 def test_an_image_is_a_function_of_seed_epoch_and_copy(
@@ -81,7 +87,7 @@ def test_an_image_is_a_function_of_seed_epoch_and_copy(
 ) -> None:
     plain, pasting, again = (open_dataset(document) for _ in range(3))
     for dataset in (pasting, again):
-        dataset.paste_rare_objects(p=0.5, share=1.0, findings=Findings())
+        dataset.mixers = (_paste_of(dataset, p=0.5),)
     keys = [SampleKey(epoch, index, copy) for epoch in range(8) for index in range(3) for copy in range(2)]
     changed = []
     first = [pasting[key] for key in keys]
@@ -96,14 +102,14 @@ def test_an_image_is_a_function_of_seed_epoch_and_copy(
 
 def test_no_rare_class_is_an_error(open_dataset: Callable[..., CocoDetection], document: dict[str, Any]) -> None:
     findings = Findings()
-    open_dataset(document).paste_rare_objects(p=0.5, share=0.01, findings=findings)
+    assert build_copy_paste(open_dataset(document), p=0.5, share=0.01, findings=findings) is None
     with pytest.raises(DataError, match=r"data\.copy_paste_share: no class is in less than 0\.01 .*; raise it, or set"):
         findings.raise_errors()
 
 
 def test_an_unreadable_source_is_named(open_dataset: Callable[..., CocoDetection], document: dict[str, Any]) -> None:
     dataset = open_dataset(document)
-    dataset.paste_rare_objects(p=1.0, share=1.0, findings=Findings())
+    dataset.mixers = (_paste_of(dataset, p=1.0),)
     sound = dataset.path(1)
     dataset.path(0).write_bytes(b"no image")
     messages = set()

@@ -49,6 +49,7 @@ def test_mean_density_stays_within_its_range(tmp_path: Path) -> None:
         (["data.batch_size=2"], (40, 48), [9, 4]),
         (["data.batch_size=9"], (40, 48), [9, 4, 2, 0]),
         (["data.batch_size=2", "data.copy_paste_prob=0.5", "data.copy_paste_share=1"], (40, 48), [19, 14]),
+        (["data.batch_size=2", "data.mosaic_prob=0.5"], (40, 48), [9, 9]),
         (["data.batch_size=1", "data.image_size=[96, 96]"], (80, 96), [9]),
         (["data.batch_size=1", "data.crop_size=[64, 32]"], (40, 32), None),
         (["data.batch_size=1", "data.rotate_prob=0.5"], (40, 48), [9]),

@@ -218,3 +218,19 @@ def test_color_jitter_changes_pixels_not_boxes() -> None:
     assert len(levels) > 4
     still = ColorJitter(strength=0.0)(sample, np.random.default_rng(0))
     assert still.picture.getpixel((0, 0)) == (100, 120, 140)
+
+
+def test_crops_without_objects_are_kept_in_part() -> None:
+    """One object in a corner that a quarter of the windows reach."""
+    sample = Sample(Image.new("RGB", (100, 100)), torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([1]))
+    empty = {}
+    for share in (1.0, 0.5, 0.0):
+        crop, rng = RandomCrop(size=(96, 96), keep_empty=share), np.random.default_rng(0)
+        empty[share] = sum(len(crop(sample, rng).labels) == 0 for _ in range(400)) / 400
+    assert empty[1.0] == pytest.approx(16 / 25, abs=0.06)
+    assert empty[0.5] == pytest.approx(8 / 25, abs=0.06)
+    assert empty[0.0] <= 0.03  # eleven windows without it
+    nothing = Sample(Image.new("RGB", (100, 100)), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert RandomCrop(size=(96, 96), keep_empty=0.0)(nothing, np.random.default_rng(0)).picture.size == (96, 96)
+    with pytest.raises(ValueError, match="keep_empty 2"):
+        RandomCrop(size=(96, 96), keep_empty=2)

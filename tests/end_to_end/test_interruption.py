@@ -30,6 +30,8 @@ AUGMENTATION = [
     "data.repeat_threshold=0.5",
     "data.copy_paste_prob=0.9",
     "data.copy_paste_share=1",
+    "data.mosaic_prob=0.7",
+    "data.keep_empty_crops=0.3",
 ]
 """All that there is; an epoch repeats one of the three images with objects: six images"""
 SETTINGS = ["optim.epochs=2", "optim.lr_drop_epochs=[1]", "evaluation.every_epochs=1", "optim.early_stop=9"]
