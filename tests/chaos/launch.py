@@ -1,5 +1,6 @@
 """Start main.py in forked processes, which need no imports, or under torchrun."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -49,11 +50,17 @@ class Run:
                 process.join()
         return [int(process.exitcode or 0) for process in self.processes]
 
-    def expect(self, code: int) -> None:
-        """Raises RuntimeError with the end of the log unless every process ends with this exit code."""
+    def problems(self, code: int) -> list[str]:
+        """Empty if every process ends with this exit code; else the codes and the end of the log, in one text."""
         codes = self.wait()
-        if any(found != code for found in codes):
-            raise RuntimeError(f"exit codes {codes} instead of {code}; the log ends\n{self.log.read_text()[-3000:]}")
+        if all(found == code for found in codes):
+            return []
+        return [f"exit codes {codes} instead of {code}; the log ends\n{self.log.read_text()[-3000:]}"]
+
+    def expect(self, code: int) -> None:
+        """Raises RuntimeError unless every process ends with this exit code."""
+        if problems := self.problems(code):
+            raise RuntimeError(problems[0])
 
 
 def torchrun(
@@ -108,6 +115,7 @@ def _run(
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    faulthandler.dump_traceback_later(LIMIT - 20, file=2)  # where a hung run hangs
     if hook is not None:
         hook()
     sys.exit(main.main(arguments))

@@ -28,9 +28,9 @@ def stop_everywhere(toy: Toy, *, ranks: int, workers: int) -> Finding:
     for place, hook in moments(ranks):
         folder = toy.folder("resume")
         arguments = toy.begin(folder, ranks=ranks, workers=workers)
-        codes = Run(arguments, log=folder.with_suffix(".txt"), ranks=ranks, hook=hook).wait()
-        if codes != [75] * ranks:
-            finding.add(place, [f"exit codes {codes}"])
+        run = Run(arguments, log=folder.with_suffix(".txt"), ranks=ranks, hook=hook)
+        if problems := run.problems(75):
+            finding.add(place, problems)
             continue
         steps.add(load_checkpoint(folder / "last.pth").progress.step)
         finding.add(place, toy.finish(folder, ranks=ranks, workers=workers))

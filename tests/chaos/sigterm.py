@@ -53,8 +53,7 @@ def stop_run(toy: Toy, folder: Path, number: signal.Signals, *, after: int, dela
     time.sleep(delay)
     signalled = time.time()
     os.kill(int(run.processes[0].pid or 0), number)
-    codes = run.wait()
-    return Stop(folder, signalled, [] if codes == [75] else [f"exit codes {codes}"])
+    return Stop(folder, signalled, run.problems(75))
 
 
 def stop_torchrun(toy: Toy, folder: Path, *, after: int, delay: float) -> Stop:

@@ -105,10 +105,8 @@ class Toy:
     def finish(self, folder: Path, *, ranks: int = 1, workers: int = 0) -> list[str]:
         """Run to the end from the folder's state; returns the differences from the uninterrupted run."""
         arguments = self.resume(folder, ranks=ranks, workers=workers)
-        codes = Run(arguments, log=folder.with_suffix(".end.txt"), ranks=ranks).wait()
-        if any(codes):
-            return [f"exit codes {codes}"]
-        return differences(folder, self.uninterrupted(ranks))
+        run = Run(arguments, log=folder.with_suffix(".end.txt"), ranks=ranks)
+        return run.problems(0) or differences(folder, self.uninterrupted(ranks))
 
 
 def differences(folder: Path, other: Path) -> list[str]:
