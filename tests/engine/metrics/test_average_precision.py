@@ -304,8 +304,8 @@ def test_coco_defaults_and_category_order():
 # ---- pycocotools ----
 
 
-def random_scenes(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Coarse grids, so that scores, IoUs and areas tie often; clusters, so that matches compete; sizes up to large."""
+def random_scenes(seed: int, *, coarse: bool = True) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Clusters, so that matches compete; sizes up to large. Coarse: scores, IoUs and areas tie often."""
     rng = np.random.default_rng(seed)
     images = [{"id": int(i)} for i in rng.permutation(40)[:12] + 1]
     categories = [{"id": c} for c in (7, 2, 11, 5)]  # the last has no objects
@@ -313,13 +313,15 @@ def random_scenes(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     detections: list[dict[str, Any]] = []
 
     def entry(image_id: int, category_id: int, box: np.ndarray) -> dict[str, Any]:
-        return {"image_id": image_id, "category_id": category_id, "bbox": np.round(box).tolist()}
+        return {"image_id": image_id, "category_id": category_id, "bbox": (np.round(box) if coarse else box).tolist()}
 
     for image in images[1:]:
         for _ in range(rng.integers(0, 8)):
             corner, size = rng.integers(0, 120, 2), rng.choice([4, 8, 12, 16, 32, 40, 96, 120])
             for _ in range(rng.integers(1, 6)):
                 box = np.array([*corner + rng.integers(-3, 4, 2), size, size]).astype(float)
+                if not coarse:
+                    box *= rng.uniform(0.9, 1.1, 4)
                 common = entry(image["id"], int(rng.choice([7, 2, 11])), box)
                 area = float(rng.choice([1.0, 0.6]) * size * size)
                 crowd = int(rng.random() < 0.1)
@@ -327,7 +329,7 @@ def random_scenes(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 for _ in range(rng.integers(0, 5)):
                     moved = box + rng.integers(-1, 2, 4) * size / 8
                     category = int(rng.choice([common["category_id"], 5, 2]))
-                    score = float(rng.integers(1, 10) / 10)
+                    score = float(rng.integers(1, 10) / 10 if coarse else rng.random())
                     detections.append({**entry(image["id"], category, moved), "score": score})
     return {"images": images, "annotations": annotations, "categories": categories}, detections
 
@@ -375,3 +377,16 @@ def test_all_tables_equal_pycocotools(seed, protocol, class_agnostic):
     theirs = coco_eval(gt, detections, protocol, not class_agnostic).eval
     for name in ("precision", "recall", "scores"):
         np.testing.assert_allclose(getattr(ours, name), theirs[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coarse", [True, False])
+@pytest.mark.parametrize("protocol", [COCO, AITOD], ids=lambda p: p.name)
+def test_many_random_sets_equal_pycocotools(protocol, coarse):
+    for seed in range(1000, 1150):
+        gt, detections = random_scenes(seed, coarse=coarse)
+        ours = measured(gt, detections, protocol)
+        theirs = coco_eval(gt, detections, protocol, True).eval
+        for name in ("precision", "recall", "scores"):
+            message = f"{name}, seed {seed}"
+            np.testing.assert_allclose(getattr(ours, name), theirs[name], rtol=0, atol=1e-12, err_msg=message)
