@@ -36,7 +36,7 @@ from datasets.images.windowed import WindowedRaster
 from engine.commands.exit_codes import UsageError, exit_code
 from engine.console import guard_console
 from scripts.converters import aitod, coco, dior, dota, geo, neon, soda, table, tinyperson, visdrone, voc, xview, yolo
-from scripts.support.coco_writer import building, is_prepared
+from scripts.support.coco_writer import MANIFEST, building, is_prepared
 from scripts.support.raw_data import ConvertOptions, RawData, require_images, settle_names
 from scripts.support.splits import ORDER, settle_splits
 
@@ -226,7 +226,7 @@ def write(folder: Path, data: RawData, options: argparse.Namespace) -> list[str]
     data.remarks += advise_tiles(facts.image_sizes, settings[0])
     draw_sheet(written["train"].samples).save(folder / "samples.jpg", quality=90)
     described = {split: describe_split(each, folder) for split, each in written.items()}
-    write_manifest(folder / "manifest.json", manifest(data, described, options))
+    write_manifest(folder / MANIFEST, manifest(data, described, options))
     return report(data, described, settings, options, experiment)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import numpy as np
 from datasets.errors import DataError
 from datasets.statistics import DatasetStatistics, summarise
 
-_RECIPE = "recipe.json"
+MANIFEST = "manifest.json"
+"""Of a data set: its recipe, and what the script that made it says of it"""
+_OLD_RECIPE = "recipe.json"
+"""Recipe of data sets made before it was part of the manifest"""
 _DECIMALS = 2
 
 Recipe = dict[str, Any]
@@ -30,7 +33,7 @@ def is_prepared(out: Path, recipe: Recipe) -> bool:
 def building(out: Path, recipe: Recipe, *, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that is renamed to it at the end of the block, or deleted after an error.
 
-    recipe  JSON values that determine the data set; kept with it as recipe.json
+    recipe  JSON values that determine the data set; kept in its manifest
     force   replace a data set of another recipe; a folder without a recipe is never replaced
     raises  DataError where `out` is in the way
     """
@@ -48,7 +51,9 @@ def building(out: Path, recipe: Recipe, *, force: bool = False) -> Iterator[Path
     aside.mkdir(parents=True)
     try:
         yield aside
-        (aside / _RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
+        manifest = aside / MANIFEST
+        content = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+        manifest.write_text(json.dumps({**content, "recipe": recipe}, indent=1) + "\n", encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
         aside.rename(out)
@@ -57,10 +62,10 @@ def building(out: Path, recipe: Recipe, *, force: bool = False) -> Iterator[Path
 
 
 def _recipe_of(out: Path) -> Any:
-    try:
-        return json.loads((out / _RECIPE).read_text())
-    except (OSError, ValueError):
-        return None
+    for name, read in ((MANIFEST, lambda content: content["recipe"]), (_OLD_RECIPE, lambda content: content)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return read(json.loads((out / name).read_text(encoding="utf-8")))
+    return None
 
 
 class CocoWriter:

@@ -38,11 +38,16 @@ def test_writes_a_data_set_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert make_scenes.main(["--out", str(out), *OPTIONS]) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert (out / "train" / "000000.png").stat().st_mtime_ns == before
+    recipe = json.loads((out / "manifest.json").read_text())["recipe"]
+    (out / "manifest.json").unlink()
+    (out / "recipe.json").write_text(json.dumps(recipe))  # as made before manifests had it
+    assert make_scenes.main(["--out", str(out), *OPTIONS]) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
     assert make_scenes.main(["--out", str(out), *OPTIONS, "--seed", "1"]) == 3
     assert "--force" in capsys.readouterr().err
     assert make_scenes.main(["--out", str(out), *OPTIONS, "--seed", "1", "--force"]) == 0
-    assert json.loads((out / "recipe.json").read_text())["seed"] == 1
+    assert json.loads((out / "manifest.json").read_text())["recipe"]["seed"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
