@@ -60,8 +60,7 @@ def write_experiment(
     if d3q:
         settings += [f"model.d3q.min_queries={floor}", f"model.num_queries={ceiling}"]
         settings += ["criterion.count_weight=1.0", "fidelity.density_merge=sum"]
-    if not small and detector == "dino_d3q":  # the classifier of dino is focal
-        settings.append("evaluation.scores=corrected")
+        settings.append("evaluation.scores=corrected")  # the classifiers of the others are focal
     config = load_config(CONFIGS / f"{base}.yaml", settings)
     heading = (
         f"# {detector} on {name}, written by scripts/prepare.py from configs/{base}.yaml. Image size, query floor and\n"

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import main
+from configs.loader import load_config
 from scripts import prepare
 from scripts.support.splits import divide, group_of
 
@@ -237,6 +238,15 @@ def prepared(root: Path, out: Path, *more: object, kind: str = "auto", code: int
     """Run the command; returns the manifest."""
     assert prepare.main([kind, str(root), "--out", str(out), *map(str, more)]) == code
     return json.loads((out / "manifest.json").read_text()) if code == 0 else {}
+
+
+@pytest.mark.parametrize("detector", ["dino", "dino_d3q", "deformable_detr", "deformable_detr_d3q"])
+def test_scores_are_corrected_where_the_classifier_allows_it(detector: str, tmp_path: Path) -> None:
+    roboflow(tmp_path / "tree")
+    prepared(tmp_path / "tree", tmp_path / "mine", "--detector", detector)
+    config = load_config(tmp_path / "mine" / f"{detector}_mine.yaml")
+    assert (config.evaluation.scores == "corrected") == (config.criterion.decoder.classification == "softmax")
+    assert (config.criterion.count_weight > 0) == detector.endswith("_d3q")
 
 
 @pytest.mark.parametrize("name", TREES)
