@@ -141,12 +141,12 @@ def _open(path: Path) -> _Raster | None:
 
 
 def _by_split(rasters: list[_Raster], root: Path) -> dict[str, list[_Raster]]:
-    """By the names of folders, or of the rasters themselves."""
+    """By the names of folders, or of the rasters themselves; names that leave nothing to train on mean no split."""
     found: dict[str, list[_Raster]] = {}
     for raster in rasters:
         words = (*raster.path.relative_to(root).parts[:-1], raster.path.stem)
         found.setdefault(next((s for word in words if (s := split_of(word))), "train"), []).append(raster)
-    return found
+    return found if "train" in found else {"train": rasters}
 
 
 def _class_field(layers: list[Layer], options: ConvertOptions) -> tuple[str | None, str]:

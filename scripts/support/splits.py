@@ -27,7 +27,8 @@ def settle_splits(data: RawData, *, val_share: float, split_by: str | None, seed
         data.splits = divide(data.splits.get("train", []), val_share, None, seed)
         data.remarks.append(_described(data, f"at random, seed {seed}"))
     if not data.splits.get("train"):
-        raise DataError(f"no training images; there are {', '.join(name for name in data.splits if data.splits[name])}")
+        others = ", ".join(name for name in data.splits if data.splits[name])
+        raise DataError(f"no training images, only {others}; --split-by '.*' divides all images anew")
 
 
 def drop_repeats(data: RawData) -> None:

@@ -240,6 +240,18 @@ def prepared(root: Path, out: Path, *more: object, kind: str = "auto", code: int
     return json.loads((out / "manifest.json").read_text()) if code == 0 else {}
 
 
+def test_a_tree_of_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is refused, with the option that divides it."""
+    for number in range(4):
+        write(tmp_path / "tree" / "valid" / "labels" / f"{number}.txt", yolo_line())
+        draw(tmp_path / "tree" / "valid" / "images" / f"{number}.png")
+    write(tmp_path / "tree" / "data.yaml", "val: valid/images\nnames: [car]\n")
+    prepared(tmp_path / "tree", tmp_path / "mine", code=3)
+    assert "no training images, only val; --split-by '.*' divides all" in capsys.readouterr().err
+    found = prepared(tmp_path / "tree", tmp_path / "mine", "--split-by", ".*")
+    assert {name: each["images"] for name, each in found["splits"].items()} == {"train": 3, "val": 1}
+
+
 @pytest.mark.parametrize("detector", ["dino", "dino_d3q", "deformable_detr", "deformable_detr_d3q"])
 def test_scores_are_corrected_where_the_classifier_allows_it(detector: str, tmp_path: Path) -> None:
     roboflow(tmp_path / "tree")

@@ -289,6 +289,15 @@ def test_a_broken_raster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert manifest["fixed_or_dropped"]["unreadable_image"] == 1
 
 
+def test_rasters_that_are_all_called_val_are_divided(tmp_path: Path) -> None:
+    """As the results of a prediction on a validation split."""
+    for number in range(6):
+        raster(tmp_path / "tree" / f"val_{number}.tif")
+        collection(tmp_path / "tree" / f"val_{number}.geojson", [feature((20, 20, 40, 50))])
+    manifest = run("geo", tmp_path / "tree", tmp_path / "out", "--small")
+    assert {name: each["images"] for name, each in manifest["splits"].items()} == {"train": 5, "val": 1}
+
+
 def test_options_of_geo_are_refused_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "any" / "obj.names", "car")
     run("yolo", tmp_path / "any", tmp_path / "out", "--class-field", "x", code=2)
