@@ -35,6 +35,7 @@ SETTINGS = {
     "model.denoising.num_queries": 4,
     "model.d3q.min_queries": 5,
     "data.image_size": "[64,64]",
+    "data.worker_timeout": 60,  # a hanging worker is named before the run counts as hung
     "optim.epochs": EPOCHS,
     "optim.lr_drop_epochs": "[2]",
     "optim.warmup_steps": 4,
