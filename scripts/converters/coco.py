@@ -17,6 +17,7 @@ from scripts.support.raw_data import (
     ImageIndex,
     RawData,
     RawImage,
+    choose_classes,
     images_below,
     readable_size,
     sound_box,
@@ -31,7 +32,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     if not files:
         raise DataError(f"{source}: holds no COCO file (JSON with images, annotations and categories)")
     contents = {path: json.loads(path.read_text(encoding="utf-8-sig")) for path in files}
-    classes = options.classes or _classes(contents, notes)
+    classes = choose_classes(_classes(contents, notes), options.classes, source)
     label_of = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[RawImage]] = {}
     for path, content in contents.items():

@@ -14,6 +14,7 @@ from scripts.support.raw_data import (
     ImageIndex,
     RawData,
     RawImage,
+    choose_classes,
     images_below,
     readable_size,
     sound_box,
@@ -35,8 +36,10 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     index = ImageIndex(images_below(source))
     files = without_union(label_files(source), source, notes)
     found = {_class_name(line.split()) for path in files for line in _lines(path)}
-    known = tuple(name for name in NAMES if name in found)
-    classes = options.classes or (*known, *sorted(found - set(NAMES)))
+    others = sorted(found - set(NAMES))
+    classes = (*(name for name in NAMES if name in found), *others)
+    if options.classes is not None:
+        classes = choose_classes((*NAMES, *others), options.classes, source)
     label_of = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[tuple[Path, Path]]] = {}
     for path in files:

@@ -7,7 +7,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from datasets.errors import DataError
-from scripts.support.raw_data import ConvertOptions, ImageIndex, RawData, RawImage, images_below, sound_box, split_of
+from scripts.support.raw_data import (
+    ConvertOptions,
+    ImageIndex,
+    RawData,
+    RawImage,
+    choose_classes,
+    images_below,
+    sound_box,
+    split_of,
+)
 
 COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label")
 
@@ -19,7 +28,7 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     index = ImageIndex(images_below(root))
     rows = {path: _read(path) for path in csv_files(source)}
     names = {row["label"] for lines in rows.values() for _, row in lines if row["xmin"]}
-    classes = options.classes or tuple(sorted(names))
+    classes = choose_classes(sorted(names), options.classes, source)
     label_of = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[RawImage]] = {}
     for path, lines in rows.items():

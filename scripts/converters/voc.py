@@ -7,7 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 from datasets.errors import DataError
-from scripts.support.raw_data import ConvertOptions, ImageIndex, RawData, RawImage, images_below, sound_box, split_of
+from scripts.support.raw_data import (
+    ConvertOptions,
+    ImageIndex,
+    RawData,
+    RawImage,
+    choose_classes,
+    images_below,
+    sound_box,
+    split_of,
+)
 
 ORIENTED = "oriented bounding boxes"
 """DIOR's second folder of annotations, of the same objects"""
@@ -19,9 +28,10 @@ def convert(source: Path, options: ConvertOptions) -> RawData:
     index = ImageIndex(images_below(source))
     files = xml_files(source)
     parsed = {path: root for path in files if (root := _parse(path)).tag == "annotation"}
-    names = options.classes or tuple(
-        sorted({n for root in parsed.values() for n in _names(root)}, key=lambda n: (n.lower(), n))
-    )
+    known = sorted({n for root in parsed.values() for n in _names(root)}, key=lambda n: (n.lower(), n))
+    folded = {name.lower() for name in known}
+    respelled = [name for name in options.classes or () if name.lower() in folded and name not in known]
+    names = choose_classes((*known, *respelled), options.classes, source)
     label_of = {name.lower(): label for label, name in enumerate(dict.fromkeys(name.lower() for name in names))}
     spelled: dict[str, str] = {}
     for name in names:

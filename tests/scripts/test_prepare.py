@@ -240,6 +240,16 @@ def prepared(root: Path, out: Path, *more: object, kind: str = "auto", code: int
     return json.loads((out / "manifest.json").read_text()) if code == 0 else {}
 
 
+@pytest.mark.parametrize("name", TREES)
+def test_a_misspelled_class_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout, kind, per_class, _ = TREES[name]
+    layout(tmp_path / "tree")
+    classes = [*list(per_class)[:1], "unicorn"]
+    prepared(tmp_path / "tree", tmp_path / "mine", "--small", "--classes", ",".join(classes), kind=kind, code=3)
+    assert "--classes unicorn: " in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
 def test_a_tree_of_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Is refused, with the option that divides it."""
     for number in range(4):
