@@ -76,7 +76,8 @@ def make_scenes(options: argparse.Namespace) -> None:
 
 def train_budget(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
     settings = [f"runtime.seed={seed}", f"data.root={escape_path(options.data)}", f"optim.epochs={options.epochs}"]
-    settings += [f"optim.lr_drop_epochs=[{max(options.epochs - 1, 1)}]", *BUDGETS[name]]
+    before_last = max(options.epochs - 1, 1)
+    settings += [f"optim.lr_drop_epochs=[{before_last}]", f"data.mosaic_epochs={before_last}", *BUDGETS[name]]
     train(folder, CONFIG, settings, jobs=options.jobs)
 
 
