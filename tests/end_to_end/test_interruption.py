@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ AUGMENTATION = [
 """All that there is; an epoch repeats one of the three images with objects: six images"""
 SETTINGS = ["optim.epochs=2", "optim.lr_drop_epochs=[1]", "evaluation.every_epochs=1", "optim.early_stop=9"]
 SETTINGS += AUGMENTATION
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sighup_is_not_ignored() -> Iterator[None]:
+    """Tests that are started with nohup inherit that SIGHUP is ignored, and so would the runs."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="module")
